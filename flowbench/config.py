@@ -1,0 +1,144 @@
+"""What an experiment is: frozen dataclasses with YAML in and out; imports no torch.
+
+Field names equal the constructor arguments they feed, so a run's recorded configuration reads like
+the code that it ran.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from flowbench.errors import UsageError
+
+
+def _check(holds: bool, key: str, value: object, valid: str) -> None:
+    if not holds:
+        raise UsageError(f"{key} = {value!r} is not valid: {valid}")
+
+
+@dataclass(frozen=True)
+class Model:
+    """The flow: blocks of a causal vision transformer around one elementwise transform."""
+
+    transform: str = "rqs-8"
+    """Elementwise transform: additive, affine, rqs-K (K bins), or a composition: affine+rqs-8."""
+    blocks: int = 8
+    """Flow blocks; each runs over the patches in the opposite order of the one before."""
+    layers: int = 4
+    """Transformer layers in each block."""
+    width: int = 128
+    """Channels of the transformer."""
+    heads: int | None = None
+    """Attention heads; null: one for every 64 channels."""
+    patch: int = 4
+    """Side of the square patches, in pixels."""
+    expansion: int = 4
+    """Hidden channels of the MLP, as a multiple of the width."""
+    activation: Literal["gelu", "gelu-tanh"] = "gelu"
+    """The MLP's activation: exact GELU or its tanh approximation."""
+    conditional: bool = True
+    """Condition on the class label where the data set has labels."""
+
+    def __post_init__(self) -> None:
+        for key in ("blocks", "layers", "width", "patch", "expansion"):
+            value = getattr(self, key)
+            _check(value >= 1, f"model.{key}", value, "an integer of at least 1")
+        if self.heads is not None:
+            valid = f"an integer that divides model.width = {self.width}"
+            whole = self.heads >= 1 and self.width % self.heads == 0
+            _check(whole, "model.heads", self.heads, valid)
+
+
+@dataclass(frozen=True)
+class Data:
+    """The images, and the noise that turns their 256 levels into a density."""
+
+    name: Literal["mnist-5k", "mnist", "fashion-mnist", "kmnist", "folder"] = "mnist-5k"
+    """Data set; mnist-5k needs no files, folder reads the images below root."""
+    root: str = "data"
+    """Directory of the data set's files; downloads go there."""
+    noise: Literal["uniform", "gaussian"] = "uniform"
+    """uniform: dequantisation, the density protocol (bpd); gaussian: the sample protocol."""
+    noise_std: float = 0.1
+    """Standard deviation of the Gaussian noise, on pixels in [-1, 1]."""
+    batch: int = 256
+    """Images in a batch, on each device."""
+    size: int = 32
+    """folder: side in pixels to which images are resized and centre-cropped."""
+    channels: Literal[1, 3] = 3
+    """folder: 1 for grey, 3 for colour."""
+    skip_unreadable: bool = False
+    """folder: leave out the files that cannot be decoded instead of stopping at the first."""
+
+    def __post_init__(self) -> None:
+        for key in ("batch", "size"):
+            _check(getattr(self, key) >= 1, f"data.{key}", getattr(self, key), "at least 1")
+        _check(self.noise_std > 0, "data.noise_std", self.noise_std, "a number above 0")
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW with linear warm-up, then a cosine down to ``min_lr``."""
+
+    lr: float = 2e-3
+    """Learning rate after the warm-up."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates of the two moments."""
+    weight_decay: float = 1e-4
+    """Decoupled weight decay, on matrices of weights only."""
+    warmup_epochs: float = 1.0
+    """Epochs of linear warm-up."""
+    min_lr: float = 1e-6
+    """Learning rate at the end."""
+    clip: float = 1.0
+    """Largest gradient norm; 0 clips nothing."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, which is then what is evaluated; 0: none."""
+
+    def __post_init__(self) -> None:
+        _check(self.lr > 0, "optim.lr", self.lr, "a number above 0")
+        _check(self.clip >= 0, "optim.clip", self.clip, "a number of at least 0")
+        _check(0 <= self.ema < 1, "optim.ema", self.ema, "a number in [0, 1)")
+        _check(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "at least 0")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What is measured and drawn besides the losses."""
+
+    samples_every: int = 5
+    """Epochs between grids of samples; 0: only at the end."""
+    samples_per_class: int = 10
+    """Images of each class (rows of ten where there are no classes) in a grid."""
+    draws: int = 1
+    """Passes over the test set, each with noise of its own."""
+
+    def __post_init__(self) -> None:
+        _check(self.samples_every >= 0, "evaluate.samples_every", self.samples_every, "at least 0")
+        for key in ("samples_per_class", "draws"):
+            _check(getattr(self, key) >= 1, f"evaluate.{key}", getattr(self, key), "at least 1")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One training run: all that decides its result."""
+
+    name: str = "train"
+    """Name under which runs are grouped: the study's, or train."""
+    seed: int = 0
+    """Seed of the weights, the order of the batches, the noise and the samples."""
+    model: Model = field(default_factory=Model)
+    """The flow."""
+    data: Data = field(default_factory=Data)
+    """The images."""
+    optim: Optim = field(default_factory=Optim)
+    """The optimiser."""
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    """The evaluation."""
+    trainer: dict[str, Any] = field(default_factory=lambda: {"max_epochs": 10})
+    """Any option of Lightning's Trainer: max_epochs, precision, devices, strategy, ..."""
+
+    def digest(self) -> str:
+        """Hash of the whole configuration: equal exactly for runs that ask for the same thing."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
