@@ -9,6 +9,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+import yaml
+
 from flowbench.errors import UsageError
 
 
@@ -142,3 +144,9 @@ class Experiment:
     def digest(self) -> str:
         """Hash of the whole configuration: equal exactly for runs that ask for the same thing."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def to_yaml(experiment: Experiment) -> str:
+    """Write an experiment as YAML that ``--config`` reads back."""
+    plain = json.loads(json.dumps(asdict(experiment)))
+    return yaml.safe_dump(plain, sort_keys=False)

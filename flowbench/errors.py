@@ -1,8 +1,13 @@
-"""The one exception that means "the user can fix this"; imports nothing."""
+"""The exceptions that the command line tells on one line, with exit status 2; imports nothing."""
 
 
 class UsageError(ValueError):
-    """A wrong key, file, shape or value, told on one line that names it and says what is valid.
+    """A wrong key, file, shape or value; the message names it and says what is valid."""
 
-    The command line prints the message without a traceback and exits with status 2.
-    """
+
+class Diverged(UsageError):
+    """Training met a loss or a gradient that is not finite; the message says when and where."""
+
+
+class Interrupted(UsageError):
+    """A signal stopped the work after all that was done had been kept; the message says how to go on."""

@@ -1,0 +1,49 @@
+"""One image file to one array of bytes; the only file that imports PIL."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+"""Ends of names, in lower case, of the files taken for images."""
+
+
+def decode(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
+    """The image turned upright, its short side resized to ``size``, and the centre cropped.
+
+    Transparent pixels show white, the first frame stands for an animation, and of 16 bits the upper
+    eight are kept.
+
+    Args:
+        path: The file.
+        size: Side of the square, in pixels.
+        channels: 1 for grey, 3 for colour.
+
+    Shape:
+        uint8 ``[channels, size, size]``
+
+    Raises:
+        Exception: Not an image. PIL raises nearly anything on a broken file.
+    """
+    with Image.open(path) as file:
+        image = _eight_bits(ImageOps.exif_transpose(file))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("L" if channels == 1 else "RGB")
+    image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Deep grey images scaled to 8 bits, which PIL's own conversion would clip to white."""
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no range of their own")
+    if not image.mode.startswith("I"):
+        return image
+    deep = np.asarray(image).astype(np.int64)
+    if deep.min() < 0 or deep.max() > 0xFFFF:
+        raise ValueError("pixels of 32 bits are only read where their values fit into 16")
+    return Image.fromarray((deep >> 8).astype(np.uint8))

@@ -1,0 +1,84 @@
+"""Many image files to one tensor, in memory where it fits and in a mapped file where not."""
+
+import math
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from flowbench.config import Data
+from flowbench.data.decode import decode
+from flowbench.errors import UsageError
+
+_MANY = 1000
+"""Images that take long enough for a progress bar; also those that threads decode ahead."""
+
+
+def gather(paths: Sequence[Path], data: Data) -> tuple[Tensor, Tensor]:
+    """Decode all ``paths``, in their order, to ``data.size`` and ``data.channels``.
+
+    Returns:
+        uint8 pixels ``[n, C, size, size]`` of the n readable images, and which of the N paths those
+        are, bool ``[N]``.
+
+    Raises:
+        UsageError: An image cannot be decoded and ``data.skip_unreadable`` is off, or the images
+            fit neither into memory nor onto the disk.
+    """
+    store = _allocate((len(paths), data.channels, data.size, data.size))
+    readable = torch.zeros(len(paths), dtype=torch.bool)
+    skipped: list[str] = []
+    bar = partial(track, description="decoding", total=len(paths), console=Console(stderr=True))
+    for index, result in enumerate(bar(_decoded(paths, data), disable=len(paths) < _MANY)):
+        if isinstance(result, Exception):
+            skipped.append(str(paths[index]))
+            if not data.skip_unreadable:
+                hint = "mend or remove it, or set data.skip_unreadable = true"
+                raise UsageError(f"{paths[index]} cannot be decoded ({result}): {hint}") from result
+        else:
+            store[index] = result
+            readable[index] = True
+    if skipped:
+        files = f"{', '.join(skipped[:5])}{', ...' if len(skipped) > 5 else ''}"
+        message = f"skipped {len(skipped)} of {len(paths)} images that cannot be decoded: {files}"
+        warnings.warn(message, stacklevel=2)
+    return torch.from_numpy(store[: len(paths) - len(skipped)]), readable
+
+
+def _decoded(paths: Sequence[Path], data: Data) -> Iterator[NDArray[np.uint8] | Exception]:
+    """Each image or what is wrong with it, decoded by threads a bounded number ahead."""
+
+    def attempt(path: Path) -> NDArray[np.uint8] | Exception:
+        try:
+            return decode(path, data.size, data.channels)
+        except Exception as error:  # of any kind, says decode
+            return error
+
+    with ThreadPoolExecutor() as threads:
+        for start in range(0, len(paths), _MANY):
+            yield from threads.map(attempt, paths[start : start + _MANY])
+
+
+def _allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Room for the images: memory, or a file that is gone with the last tensor that uses it."""
+    size = math.prod(shape)
+    if size <= psutil.virtual_memory().available // 2:
+        return np.empty(shape, np.uint8)
+    directory = tempfile.gettempdir()
+    if size > (free := shutil.disk_usage(directory).free):
+        # Writing to a mapped file on a full disk kills the process: ask beforehand.
+        room = f"{size / 2**30:.1f} GiB, but {directory} has {free / 2**30:.1f} GiB free"
+        raise UsageError(f"the images need {room}: choose a smaller data.size or another TMPDIR")
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, np.uint8, "w+", shape=shape)

@@ -1,0 +1,57 @@
+"""The data as Lightning wants them; the only file of the package that imports it."""
+
+from functools import cached_property
+
+from lightning.pytorch import LightningDataModule
+
+from flowbench.config import Data
+from flowbench.data import Batches, Images, Splits, load, prepare
+
+
+class FlowData(LightningDataModule):
+    """One data set and its batches, dealt to the devices of the trainer.
+
+    Args:
+        data: Which images, and how many in a batch.
+        seed: Decides the order of the training batches.
+
+    Example:
+        >>> FlowData(Data(), seed=0).splits.shape
+        (1, 28, 28)
+    """
+
+    def __init__(self, data: Data, seed: int) -> None:
+        super().__init__()
+        self.data = data
+        self.seed = seed
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The images, read at the first use and once only."""
+        return load(self.data)
+
+    def prepare_data(self) -> None:
+        """Download what is missing; Lightning calls this in one process of each node."""
+        prepare(self.data)
+
+    def setup(self, stage: str) -> None:  # noqa: ARG002 (Lightning's signature)
+        """Read the images."""
+        _ = self.splits
+
+    def train_dataloader(self) -> Batches:
+        """Whole batches in an order of each epoch's own, or always the same to overfit."""
+        overfit = getattr(self.trainer, "overfit_batches", 0) > 0
+        return self._batches(self.splits.train, shuffle=not overfit)
+
+    def val_dataloader(self) -> Batches:
+        """Every image for validation once."""
+        return self._batches(self.splits.val, shuffle=False)
+
+    def test_dataloader(self) -> Batches:
+        """Every image of the test once."""
+        return self._batches(self.splits.test, shuffle=False)
+
+    def _batches(self, images: Images, shuffle: bool) -> Batches:
+        rank = getattr(self.trainer, "global_rank", 0)
+        world = getattr(self.trainer, "world_size", 1)
+        return Batches(images, self.data.batch, self.seed, shuffle, rank, world)

@@ -1,0 +1,1 @@
+"""What a trained flow is worth: likelihood and sample quality."""

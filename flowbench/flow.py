@@ -1,0 +1,226 @@
+"""The transformer autoregressive flow; pure torch.
+
+Legend: B batch, T tokens (patches), D features of a token, C width, H heads, P raw parameters of a
+feature, K bins. Everywhere x is data, z noise; ``log_slope`` is elementwise log dz/dx ``[B, T, D]``
+and ``log_det`` its sum over a sample ``[B]``, in nats.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flowbench.errors import UsageError
+from flowbench.orders import Order, alternate
+from flowbench.transforms import parse
+from flowbench.transforms.base import Elementwise
+from flowbench.vit import Cache, CausalTransformer
+
+
+def patchify(images: Tensor, patch: int) -> Tensor:
+    """Cut images ``[B, channels, height, width]`` into ``[B, T, D]``, D = channels·patch²."""
+    B, channels, height, width = images.shape
+    tiles = images.view(B, channels, height // patch, patch, width // patch, patch)
+    return tiles.permute(0, 2, 4, 1, 3, 5).reshape(B, -1, channels * patch * patch)
+
+
+def unpatchify(tokens: Tensor, shape: tuple[int, int, int], patch: int) -> Tensor:
+    """Undo ``patchify``: ``[B, T, D]`` -> ``[B, channels, height, width]``."""
+    channels, height, width = shape
+    tiles = tokens.view(-1, height // patch, width // patch, channels, patch, patch)
+    return tiles.permute(0, 3, 1, 4, 2, 5).reshape(-1, *shape)
+
+
+class Step(NamedTuple):
+    """What one block did to a batch: its input and parameters, its output and log-slope."""
+
+    x: Tensor
+    params: Tensor
+    z: Tensor
+    log_slope: Tensor
+
+
+class AutoregressiveBlock(nn.Module):
+    """One flow step: every patch is transformed with parameters read off the patches before it.
+
+    The network's outputs are shifted by one patch, so the first patch of the order has raw
+    parameters zero and passes unchanged.
+
+    Args:
+        transform: The elementwise transform.
+        order: Order in which the block takes the patches.
+        tokens: T.
+        features: D.
+        network: Further arguments of ``CausalTransformer``.
+    """
+
+    def __init__(
+        self, transform: Elementwise, order: Order, tokens: int, features: int, **network: Any
+    ) -> None:
+        super().__init__()
+        self.transform = transform
+        self.order = order
+        outputs = transform.num_params * features
+        self.network = CausalTransformer(tokens, features, outputs, **network)
+
+    def trace(self, x: Tensor, y: Tensor | None = None) -> Step:
+        """Map data to noise and keep what led there, all in the block's own order.
+
+        Shape:
+            x ``[B, T, D]``, y ``[B]`` -> x, z, log_slope ``[B, T, D]``, params ``[B, T, D, P]``
+        """
+        x = self.order(x, 1)
+        pos_embed = self.order(self.network.pos_embed, 0)
+        # The last patch conditions nothing, so the network never sees it.
+        raw = self.network(x[:, :-1], pos_embed[:-1], y)
+        params = self._split(nn.functional.pad(raw, (0, 0, 1, 0)))
+        return Step(x, params, *self.transform.forward(x, params))
+
+    def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map data to noise; x ``[B, T, D]``, y ``[B]`` -> z ``[B, T, D]``, log_det ``[B]``."""
+        step = self.trace(x, y)
+        return self.order(step.z, 1), step.log_slope.sum((1, 2))
+
+    @torch.no_grad()
+    def inverse(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Map noise to data, patch by patch, without gradients.
+
+        Shape:
+            z ``[B, T, D]``, y ``[B]`` -> x ``[B, T, D]``
+        """
+        z = self.order(z, 1)
+        network = self.network
+        pos_embed = self.order(network.pos_embed, 0)
+        class_embed = network.embed_class(y)
+        cache = Cache(network, len(z))
+        x = torch.empty_like(z)
+        x[:, 0] = z[:, 0]
+        for t in range(network.tokens - 1):
+            raw = network.step(x[:, t : t + 1], pos_embed, class_embed, cache)
+            x[:, t + 1], _ = self.transform.inverse(z[:, t + 1], self._split(raw)[:, 0])
+        return self.order(x, 1)
+
+    def _split(self, raw: Tensor) -> Tensor:
+        """Read ``[B, T, P·D]``, all features' first parameter first, as ``[B, T, D, P]``."""
+        return raw.unflatten(-1, (self.transform.num_params, -1)).transpose(-1, -2)
+
+
+class Flow(nn.Module):
+    """A normalizing flow over images: blocks of masked vision transformers, alternately reversed.
+
+    Args:
+        shape: Channels, height and width of the images.
+        classes: Number of classes; 0 for an unconditional flow.
+        transform: Name of the elementwise transform, as ``flowbench.transforms.parse`` reads it.
+        blocks: Flow blocks.
+        layers: Transformer layers in each block.
+        width: C.
+        heads: H; None gives one to every 64 channels.
+        patch: Side of the patches in pixels.
+        expansion: Hidden channels of the MLP over C.
+        activation: ``gelu`` (exact) or ``gelu-tanh``.
+
+    Raises:
+        UsageError: The patch does not divide the image, or an argument has no meaning.
+
+    Example:
+        >>> flow = Flow((1, 28, 28), classes=10, transform="rqs-8", blocks=2, layers=1, width=64)
+        >>> z, log_det = flow(torch.rand(3, 1, 28, 28), torch.tensor([0, 1, -1]))
+        >>> z.shape, log_det.shape
+        (torch.Size([3, 49, 16]), torch.Size([3]))
+
+    References:
+        Zhai et al., *Normalizing Flows are Capable Generative Models* (2024),
+        https://arxiv.org/abs/2412.06329
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        classes: int = 0,
+        transform: str = "affine",
+        blocks: int = 8,
+        layers: int = 4,
+        width: int = 128,
+        heads: int | None = None,
+        patch: int = 4,
+        expansion: int = 4,
+        activation: str = "gelu",
+    ) -> None:
+        super().__init__()
+        channels, height, across = shape
+        if height % patch or across % patch:
+            divisors = [n for n in range(1, min(height, across) + 1) if not (height % n or across % n)]
+            raise UsageError(
+                f"patch {patch} does not divide images of {height}x{across} pixels: valid are "
+                + ", ".join(map(str, divisors))
+            )
+        self.shape, self.classes, self.patch = shape, classes, patch
+        self.tokens = (height // patch) * (across // patch)
+        self.features = channels * patch * patch
+        self.dims = self.tokens * self.features
+        elementwise = parse(transform)
+        self.blocks = nn.ModuleList(
+            AutoregressiveBlock(
+                elementwise,
+                alternate(i),
+                self.tokens,
+                self.features,
+                width=width,
+                layers=layers,
+                heads=heads,
+                classes=classes,
+                expansion=expansion,
+                activation=activation,
+            )
+            for i in range(blocks)
+        )
+
+    def forward(self, images: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Map images to noise.
+
+        Shape:
+            images ``[B, channels, height, width]``, y ``[B]`` -> z ``[B, T, D]``, log_det ``[B]``
+        """
+        x = patchify(images, self.patch)
+        log_det = x.new_zeros(len(x), dtype=torch.float32)
+        for block in self.blocks:
+            x, block_log_det = block(x, y)
+            log_det = log_det + block_log_det
+        return x, log_det
+
+    def trace(self, images: Tensor, y: Tensor | None = None) -> Iterator[Step]:
+        """Yield what each block does to the images, first to last: for diagnosis, not training."""
+        x = patchify(images, self.patch)
+        for block in self.blocks:
+            step = block.trace(x, y)
+            yield step
+            x = block.order(step.z, 1)
+
+    def log_prob(self, images: Tensor, y: Tensor | None = None) -> Tensor:
+        """Log-density of images given their labels, in nats; ``[B]``."""
+        z, log_det = self(images, y)
+        return log_det - 0.5 * (z.float().square().sum((1, 2)) + self.dims * math.log(2 * math.pi))
+
+    def inverse(self, z: Tensor, y: Tensor | None = None) -> Tensor:
+        """Map noise to images, undoing ``forward``; without gradients.
+
+        Shape:
+            z ``[B, T, D]``, y ``[B]`` -> images ``[B, channels, height, width]``
+        """
+        for block in reversed(self.blocks):
+            z = block.inverse(z, y)
+        return unpatchify(z, self.shape, self.patch)
+
+    def sample(self, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Draw an image for every label (−1: of no class) from the flow's density.
+
+        The noise is drawn on the CPU, so that a seed means the same images on every device.
+
+        Shape:
+            y ``[B]`` -> images ``[B, channels, height, width]``
+        """
+        z = torch.randn(len(y), self.tokens, self.features, generator=generator)
+        return self.inverse(z.to(y.device), y)

@@ -1,0 +1,73 @@
+"""Recorded runs become figures, tables and a page; imports what is heavy only when it builds."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flowbench.errors import UsageError
+from flowbench.report.study import Study
+
+if TYPE_CHECKING:
+    from flowbench.report.figures import Format
+    from flowbench.report.files import Recorded
+
+__all__ = ["Study", "build", "load"]
+
+
+def build(
+    study: Study,
+    recorded: "Recorded",
+    out: Path,
+    format: "Format" = "png",
+    run: str | None = None,
+) -> list[Path]:
+    """Write the report of a study: its tables, samples, figures, ``report.md`` and ``report.html``.
+
+    Earlier files in ``out`` are replaced only once all the new ones are complete.
+
+    Args:
+        study: What the study asks.
+        recorded: Its runs, their history and samples.
+        out: Directory for all files, made where it is missing.
+        format: pdf writes every figure as PDF besides the PNG that the pages show.
+        run: Run whose own curves are drawn; none for the best.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UsageError: No run is finished, ``run`` is not one of them, an indispensable column is
+            missing, or ``out`` cannot be written to.
+    """
+    from flowbench.report import document, figures, files
+    from flowbench.report.page import page
+
+    recorded = files.complete(recorded)
+    if not (recorded.runs["status"] == "finished").any():
+        statuses = recorded.runs["status"].value_counts().to_dict()
+        told = ", ".join(f"{count} {status}" for status, count in statuses.items()) or "none at all"
+        raise UsageError(f"study {study.name!r} has no finished run to report; recorded: {told}")
+    title = f"flowbench: {study.name}"
+    with files.published(out) as staging:
+        files.write(recorded, staging)
+        recorded = files.load(staging)  # so that what is drawn is what can be drawn again
+        pictures, left_out = figures.draw(recorded, staging, format, run)
+        blocks = list(page(study, recorded.runs, pictures, left_out))
+        (staging / "report.md").write_text(document.markdown(title, blocks), encoding="utf-8")
+        (staging / "report.html").write_text(
+            document.html(title, blocks, staging), encoding="utf-8"
+        )
+        names = sorted(path.name for path in staging.iterdir())
+    for stale in {f"{name}.{kind}" for name in figures.NAMES for kind in ("png", "pdf")} - {*names}:
+        (out / stale).unlink(missing_ok=True)
+    return [out / name for name in names]
+
+
+def load(directory: Path) -> "Recorded":
+    """Read back the runs, history and samples of a report, exactly as they were written.
+
+    Raises:
+        UsageError: A file is missing or lacks an indispensable column.
+    """
+    from flowbench.report import files
+
+    return files.load(directory)

@@ -1,0 +1,114 @@
+"""The page of a study, block by block: question, answer, tables, figures, making, limits."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+
+from flowbench.report import tables
+from flowbench.report.answer import answer
+from flowbench.report.claims import RULES, UNCORRECTED, claims
+from flowbench.report.document import Block, Bullets, Code, Heading, Paragraph, Picture
+from flowbench.report.labels import label
+from flowbench.report.numbers import plain
+from flowbench.report.seeds import finished
+from flowbench.report.study import Study
+
+
+def page(
+    study: Study, runs: pd.DataFrame, pictures: Sequence[Picture], left_out: Sequence[str]
+) -> Iterator[Block]:
+    """The contents of a report.
+
+    Args:
+        study: Its words.
+        runs: All its recorded runs.
+        pictures: Its figures.
+        left_out: A sentence for each figure that could not be drawn.
+    """
+    judged = claims(runs)
+    yield Paragraph(study.question, lead="Question.")
+    yield Paragraph(study.expected, lead="Expected.")
+    yield Paragraph(answer(runs, judged), lead="Answer.")
+    yield Heading("Summary by transform")
+    yield tables.summary(runs)
+    yield Paragraph(
+        "Mean ± standard deviation over seeds of the finished runs' final values. loss = prior − "
+        "logdet, in nats per dimension without the constant ½ log 2π; bits/dim has every constant "
+        "and exists only for runs with uniform noise. The last but one column is the geometric "
+        "mean of ratios paired by seed."
+    )
+    yield Heading("Claims")
+    yield tables.claim_table(judged)
+    for name, rule in RULES.items():
+        yield Paragraph(rule, lead=f"Rule: {name}.")
+    yield Paragraph(UNCORRECTED)
+    yield Heading("Figures")
+    for number, picture in enumerate(pictures, start=1):
+        yield dataclasses.replace(picture, caption=f"Figure {number}. {picture.caption}")
+    if left_out:
+        yield Bullets(left_out)
+    yield Heading("Runs")
+    yield Paragraph(_census(runs))
+    yield tables.run_table(runs)
+    yield Heading("How these numbers were made")
+    yield tables.made(runs)
+    yield from _warning(runs)
+    yield Paragraph("The runs and this report are made again by:")
+    yield Code(study.command)
+    yield Heading("What they do not show")
+    yield Bullets(list(_limits(runs)))
+
+
+def _census(runs: pd.DataFrame) -> str:
+    """How many runs ended how; those left out are named."""
+    counts = runs["status"].value_counts()
+    told = ", ".join(f"{count} {status}" for status, count in counts.items())
+    others = runs[runs["status"] != "finished"]
+    if others.empty:
+        return f"{len(runs)} recorded: {told}."
+    named = "; ".join(
+        f"{status} {run[:8]} ({label(transform)}, seed {plain(seed)})"
+        for run, status, transform, seed in others[
+            ["run_id", "status", "transform", "seed"]
+        ].itertuples(index=False)
+    )
+    return f"{len(runs)} recorded: {told}. No number above rests on those left out: {named}."
+
+
+def _warning(runs: pd.DataFrame) -> Iterator[Paragraph]:
+    if mixed := tables.mixed(runs):
+        told = "; ".join(mixed)
+        yield Paragraph(
+            f"The finished runs differ in more than transform and seed ({told}). Differences and "
+            "ratios pair runs that agree in their settings, and ratios of time also in device, "
+            "threads and torch; means by transform and the figures pool all of them.",
+            lead="Mixed runs.",
+        )
+
+
+def _limits(runs: pd.DataFrame) -> Iterator[str]:
+    runs = finished(runs)
+    seeds = runs.groupby("transform")["seed"].nunique()
+    least, most = seeds.min(), seeds.max()
+    shown = f"{least}" if least == most else f"{least} to {most}"
+    yield (
+        f"Seeds: {shown} a transform. The intervals take the seeds' differences to be normally "
+        "distributed, which so few can neither confirm nor refute."
+    )
+    yield (
+        f"Data: {tables.values_of(runs['data'])}. Other data may rank the transforms otherwise; "
+        "the background of digits rewards very steep maps."
+    )
+    yield (
+        f"Epochs: {tables.values_of(runs['epochs'])}. The order at this budget need not be the "
+        "order at convergence."
+    )
+    yield "All transforms share one set of optimiser settings, tuned for none of them."
+    yield "Times hold for the machine named above; elsewhere their ratio may differ."
+    yield "Likelihood is not sample quality: the samples are shown, not scored by these losses."
+    if runs["val/bpd"].isna().any() and runs["test/bpd"].isna().any():
+        yield (
+            "Runs without uniform noise have no bits per dimension, and their losses compare only "
+            "with runs of the same noise."
+        )

@@ -1,0 +1,79 @@
+"""Statistics in which the seed is the unit, for runs that share a seed are not independent.
+
+Runs with the same seed see the same order of the data, so transforms are compared seed by seed, at
+equal settings, and intervals are taken over the seeds' differences.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtrit
+
+SETTINGS = ["scale", "blocks", "layers", "width", "patch", "data", "noise", "epochs", "batch"]
+"""What two runs must share, besides the seed, to differ by their transform alone."""
+MACHINE = ["device", "threads", "torch"]
+"""What two runs must share, besides that, for their times to be comparable."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds and its 95 % t interval, whose ends are NaN below two seeds."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def finished(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that any number may rest on."""
+    return runs[runs["status"] == "finished"]
+
+
+def spread(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Mean, standard deviation (NaN for one) and number of seeds of a metric, by transform."""
+    seeds = runs.groupby(["transform", "seed"], dropna=False)[metric].mean()
+    columns = {"mean": "mean", "sd": "std", "n": "count"}
+    return seeds.groupby("transform").agg(**columns)
+
+
+def interval(values: pd.Series) -> Interval:
+    """95 % t interval of the mean of one value a seed."""
+    n = int(values.count())
+    mean = float(values.mean()) if n else math.nan
+    if n < 2:
+        return Interval(mean, math.nan, math.nan, n)
+    half = float(stdtrit(n - 1, 0.975)) * float(values.std()) / math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def difference(
+    runs: pd.DataFrame, metric: str, left: str, right: str, equal: Sequence[str] = SETTINGS
+) -> Interval:
+    """Difference of a metric between two transforms, left minus right, paired by seed.
+
+    Args:
+        runs: A row a run.
+        metric: Column to compare.
+        left: First transform.
+        right: Second transform.
+        equal: Columns in which the two runs of a pair agree; several pairs of one seed count once,
+            by their mean.
+    """
+    keys = ["seed", *equal]
+    means = runs.dropna(subset=[metric]).groupby(["transform", *keys], dropna=False)[metric].mean()
+    table = means.reset_index()
+    sides = (table[table["transform"] == side] for side in (left, right))
+    pairs = pd.merge(*sides, on=keys, suffixes=("_left", "_right"))
+    differences = pairs[f"{metric}_left"] - pairs[f"{metric}_right"]
+    return interval(differences.groupby(pairs["seed"], dropna=False).mean())
+
+
+def cost(runs: pd.DataFrame, transform: str, baseline: str) -> Interval:
+    """Ratio of seconds per epoch, paired by seed on one machine: geometric mean and interval."""
+    logs = runs.assign(log=np.log(runs["seconds_per_epoch"]))
+    log = difference(logs, "log", transform, baseline, equal=[*SETTINGS, *MACHINE])
+    return Interval(math.exp(log.mean), math.exp(log.low), math.exp(log.high), log.n)

@@ -1,0 +1,161 @@
+"""The recorded runs as tables: by transform, run by run, and how they were made."""
+
+from typing import Any
+
+import pandas as pd
+
+from flowbench.report.claims import Claim
+from flowbench.report.document import Table
+from flowbench.report.files import KNOWN
+from flowbench.report.labels import AFFINE, label, ordered
+from flowbench.report.numbers import MISSING, measured, number, plain
+from flowbench.report.seeds import cost, finished, spread
+
+_SUMMARY = {
+    "test/bpd": ("test bits/dim", 3),
+    "val/bpd": ("val bits/dim", 3),
+    "val/loss": ("val loss (nats/dim)", 3),
+    "val/prior": ("val prior (nats/dim)", 3),
+    "val/logdet": ("val logdet (nats/dim)", 3),
+    "seconds_per_epoch": ("s/epoch", 2),
+}
+_RUN_WORDS = {"run_id": "run", "status": "status", "transform": "transform"}
+_RUN_NUMBERS = {
+    "seed": ("seed", 0),
+    "blocks": ("blocks", 0),
+    "layers": ("layers", 0),
+    "epochs": ("epochs", 0),
+    "val/loss": ("val loss", 3),
+    "val/prior": ("val prior", 3),
+    "val/logdet": ("val logdet", 3),
+    "val/bpd": ("val bits/dim", 3),
+    "test/loss": ("test loss", 3),
+    "test/bpd": ("test bits/dim", 3),
+    "seconds_per_epoch": ("s/epoch", 2),
+    "images_per_second": ("images/s", 0),
+    "seconds": ("total s", 0),
+}
+_MADE = {
+    "data": "data",
+    "noise": "noise",
+    "scale": "scale",
+    "epochs": "epochs",
+    "batch": "batch (images)",
+    "blocks": "blocks",
+    "layers": "layers a block",
+    "width": "width (channels)",
+    "patch": "patch (pixels)",
+    "seed": "seed",
+    "device": "device",
+    "threads": "threads",
+    "torch": "torch",
+    "lightning": "lightning",
+    "flowbench": "flowbench",
+    "commit": "commit",
+}
+SHARED = [name for name in _MADE if name != "seed"]
+"""What every run of a clean comparison has in common."""
+
+
+def summary(runs: pd.DataFrame) -> Table:
+    """A row a transform: mean ± sd over seeds of losses and cost, ratio to affine, parameters.
+
+    Numeric columns this module does not know (an FID, say) follow as they are named.
+    """
+    runs = finished(runs)
+    extra = [name for name in _extra(runs) if pd.api.types.is_numeric_dtype(runs[name])]
+    metrics = _SUMMARY | {name: (name, 3) for name in extra}
+    spreads = {metric: spread(runs, metric) for metric in metrics}
+    seeds = runs.groupby("transform")["seed"].nunique()
+    header = ["transform", "seeds", *(name for name, _ in metrics.values())]
+    rows = []
+    for transform in ordered(runs["transform"]):
+        n = int(seeds[transform])
+        row = [label(transform), str(n)]
+        for metric, (_, places) in metrics.items():
+            mean, sd, count = spreads[metric].loc[transform]
+            fewer = f" (n = {count:.0f})" if 0 < count < n else ""
+            row.append(measured(mean, sd, places) + fewer)
+        chosen = runs.loc[runs["transform"] == transform, "parameters"]
+        row += [_ratio(runs, transform), _range(chosen)]
+        rows.append(row)
+    return Table([*header, "time ÷ affine's", "parameters"], rows)
+
+
+def _ratio(runs: pd.DataFrame, transform: str) -> str:
+    return "1" if transform == AFFINE else number(cost(runs, transform, AFFINE).mean, 2)
+
+
+def _range(values: pd.Series) -> str:
+    low, high = number(values.min(), 0), number(values.max(), 0)
+    return low if low == high else f"{low} to {high}"
+
+
+def run_table(runs: pd.DataFrame) -> Table:
+    """A row a run, the finished and the others; columns this module does not know come last."""
+    numbers = {name: title for name, (title, _) in _RUN_NUMBERS.items()}
+    names = _RUN_WORDS | numbers | {name: name for name in _extra(runs)}
+    order = {transform: place for place, transform in enumerate(ordered(runs["transform"]))}
+    places = runs["transform"].map(order)
+    table = runs.assign(place=places).sort_values(["place", "seed"], kind="stable")
+    rows = [
+        [_cell(name, value) for name, value in zip(names, row, strict=True)]
+        for row in table[list(names)].itertuples(index=False, name=None)
+    ]
+    return Table(list(names.values()), rows, words=len(_RUN_WORDS))
+
+
+def _cell(name: str, value: Any) -> str:
+    if name in _RUN_NUMBERS:
+        return number(value, _RUN_NUMBERS[name][1])
+    if name == "run_id":
+        return str(value)[:8]  # enough to tell runs apart; runs.csv has the whole
+    if name == "transform":
+        return label(str(value))
+    return plain(value)
+
+
+def _extra(runs: pd.DataFrame) -> list[str]:
+    return [name for name in runs.columns if name not in KNOWN]
+
+
+def claim_table(judged: list[Claim]) -> Table:
+    """A row a claim: what was measured, the verdict and the name of its rule."""
+    rows = [
+        [f"{place}. {claim.text}", claim.measured, claim.verdict, claim.rule]
+        for place, claim in enumerate(judged, start=1)
+    ]
+    header = ["claim", "measured here", "verdict", "rule"]
+    return Table(header, rows, words=len(header))
+
+
+def made(runs: pd.DataFrame) -> Table:
+    """What the finished runs were made with; several values where they differ."""
+    runs = finished(runs)
+    rows = [[name, values_of(runs[column])] for column, name in _MADE.items()]
+    starts = sorted(runs["started"].dropna())
+    rows.append(["started", f"{starts[0]} to {starts[-1]}" if starts else MISSING])
+    return Table(["setting", "value"], rows, words=2)
+
+
+def values_of(column: pd.Series) -> str:
+    """The distinct values of a column, each with its number of runs where there are several."""
+    counts = column.map(plain).value_counts(sort=False)
+    if len(counts) == 1:
+        return str(counts.index[0])
+    return ", ".join(f"{value} ({_runs(count)})" for value, count in counts.items())
+
+
+def _runs(count: int) -> str:
+    return f"{count} run" if count == 1 else f"{count} runs"
+
+
+def mixed(runs: pd.DataFrame) -> list[str]:
+    """What the finished runs should share and do not, each with its values."""
+    runs = finished(runs)
+    shared = {_MADE[name]: runs[name] for name in SHARED}
+    return [
+        f"{name}: {values_of(column)}"
+        for name, column in shared.items()
+        if column.nunique(dropna=False) > 1
+    ]

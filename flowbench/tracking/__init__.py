@@ -1,0 +1,1 @@
+"""Recorded runs: the only package that imports MLflow."""

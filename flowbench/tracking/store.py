@@ -1,0 +1,195 @@
+"""The MLflow store: where runs are opened, written, found and closed."""
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from flowbench.config import Experiment, to_yaml
+from flowbench.errors import UsageError
+from flowbench.tracking.provenance import is_orphan, owner, provenance
+
+# Read by MLflow when it is imported: no telemetry, and a server that is down is told in seconds.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+
+from lightning.pytorch.loggers import MLFlowLogger
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+PARENT = "mlflow.parentRunId"
+
+
+class RunLogger(MLFlowLogger):
+    """Lightning's MLflow logger, whose run stays open until ``Store.finish`` closes it.
+
+    Lightning would call a run finished after training, before its test and samples exist.
+    """
+
+    def finalize(self, status: str = "success") -> None:
+        """Leave the run open."""
+
+
+@contextmanager
+def one_line_errors(uri: str) -> Iterator[None]:
+    """Tell a store that cannot be read or written as a ``UsageError``."""
+    try:
+        yield
+    except (MlflowException, sqlite3.Error) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UsageError(
+            f"the tracking store {uri} cannot be used: {reason}; valid is a writable SQLite file "
+            "or a running server, set by MLFLOW_TRACKING_URI"
+        ) from error
+
+
+class Store:
+    """The MLflow store: an SQLite file below ``results`` unless MLFLOW_TRACKING_URI says otherwise.
+
+    Args:
+        results: Directory of the database, the artifacts and the checkpoints.
+
+    Raises:
+        UsageError: The directory cannot be written or the store cannot be opened.
+    """
+
+    def __init__(self, results: Path) -> None:
+        self.results = results
+        self.artifacts: str | None = None
+        embedded = (results / "mlflow.db").resolve()
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{embedded}"
+        try:
+            results.mkdir(parents=True, exist_ok=True)
+            if self.uri == f"sqlite:///{embedded}":
+                _prepare_database(embedded)
+                self.artifacts = (results / "artifacts").resolve().as_uri()
+        except OSError as error:
+            raise UsageError(f"results directory {results} cannot be written: {error}") from error
+        with one_line_errors(self.uri):
+            self.client = MlflowClient(self.uri)
+            self.client.search_experiments(max_results=1)
+
+    def experiment_id(self, name: str) -> str:
+        """Find the MLflow experiment of this name, or make it."""
+        with one_line_errors(self.uri):
+            if found := self.client.get_experiment_by_name(name):
+                return str(found.experiment_id)
+            location = f"{self.artifacts}/{name}" if self.artifacts else None
+            return str(self.client.create_experiment(name, artifact_location=location))
+
+    def start(
+        self, group: str, name: str, tags: Mapping[str, str], experiment: Experiment | None = None
+    ) -> str:
+        """Open a run, with who runs it and, for an experiment, its whole configuration.
+
+        Args:
+            group: MLflow experiment under which the run appears.
+            name: Name of the run.
+            tags: Further tags.
+            experiment: What is run; None for the parent run of a study.
+
+        Returns:
+            The run's id.
+        """
+        with one_line_errors(self.uri):
+            run = self.client.create_run(
+                self.experiment_id(group), run_name=name, tags={**tags, **owner()}
+            )
+            run_id = str(run.info.run_id)
+            if experiment:
+                for key, value in _flat(asdict(experiment)):
+                    self.client.log_param(run_id, key, value)
+                self.client.log_text(run_id, to_yaml(experiment), "config.yaml")
+            for key, value in provenance().items():
+                self.client.set_tag(run_id, key, value)
+        return run_id
+
+    def reopen(self, run_id: str) -> None:
+        """Go on with a run that was stopped; this process owns it now."""
+        with one_line_errors(self.uri):
+            self.client.update_run(run_id, status="RUNNING")
+            for key, value in owner().items():
+                self.client.set_tag(run_id, key, value)
+
+    def finish(self, run_id: str, status: str) -> None:
+        """Close a run as FINISHED, FAILED or KILLED."""
+        with one_line_errors(self.uri):
+            self.client.set_terminated(run_id, status)
+
+    def logger(self, run_id: str) -> RunLogger:
+        """Give the one writer of a run's metrics."""
+        return RunLogger(run_id=run_id, tracking_uri=self.uri)
+
+    def get(self, run_id: str) -> Run:
+        """Find a run by its id.
+
+        Raises:
+            UsageError: There is none.
+        """
+        try:
+            return self.client.get_run(run_id)
+        except MlflowException as error:
+            raise UsageError(f"there is no run {run_id!r} in the store {self.uri}") from error
+
+    def checkpoint(self, run_id: str) -> Path:
+        """Where a run keeps the state from which it goes on."""
+        return self.results / "checkpoints" / run_id / "last.ckpt"
+
+    def search(self, filter_string: str) -> list[Run]:
+        """Find runs in all experiments, the newest first."""
+        with one_line_errors(self.uri):
+            ids = [e.experiment_id for e in self.client.search_experiments()]
+            found: list[Run] = []
+            token = None
+            while ids:
+                page = self.client.search_runs(
+                    ids,
+                    filter_string,
+                    max_results=1000,
+                    order_by=["attributes.start_time DESC"],
+                    page_token=token,
+                )
+                found += page
+                token = page.token
+                if not token:
+                    break
+            return found
+
+    def reap(self) -> list[str]:
+        """Mark as KILLED the runs of this machine whose process is gone; give their ids.
+
+        A process that is killed outright cannot close its own run.
+        """
+        dead = [run for run in self.search("attributes.status = 'RUNNING'") if is_orphan(run.data.tags)]
+        for run in dead:
+            self.finish(run.info.run_id, "KILLED")
+        return [run.info.run_id for run in dead]
+
+
+def _prepare_database(path: Path) -> None:
+    """Create and migrate the file under a lock: several processes doing it at once ruin it."""
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists() and path.stat().st_size:
+            return
+        with one_line_errors(str(path)):
+            MlflowClient(f"sqlite:///{path}").search_experiments(max_results=1)
+            connection = sqlite3.connect(path)
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.close()
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+

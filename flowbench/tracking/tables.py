@@ -1,0 +1,155 @@
+"""Recorded runs as two tables: a row a run, and a row a run and epoch."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from mlflow.entities import Run
+
+from flowbench.errors import UsageError
+from flowbench.tracking.store import PARENT, Store
+
+LOSSES = [f"{stage}/{key}" for stage in ("train", "val") for key in ("loss", "prior", "logdet", "bpd")]
+EPOCH_METRICS = [*LOSSES, "seconds_per_epoch", "first_epoch", "images_per_second", "lr", "grad_norm"]
+BLOCK_METRICS = ("max_log_slope/", "outside/")
+PARAMS = {
+    "transform": "model.transform",
+    "bins": "bins",
+    "blocks": "model.blocks",
+    "layers": "model.layers",
+    "width": "model.width",
+    "patch": "model.patch",
+    "seed": "seed",
+    "data": "data.name",
+    "noise": "data.noise",
+    "epochs": "trainer.max_epochs",
+    "batch": "data.batch",
+    "parameters": "parameters",
+    "device": "device",
+    "threads": "threads",
+}
+TAGS = {
+    "scale": "flowbench.scale",
+    "torch": "version.torch",
+    "lightning": "version.lightning",
+    "flowbench": "version.flowbench",
+    "commit": "commit",
+    "machine": "machine",
+}
+SAMPLES = "samples.npy"
+
+
+def study_parent(store: Store, study: str) -> Run:
+    """Find the newest recorded study of this name.
+
+    Raises:
+        UsageError: There is none; says which there are.
+    """
+    parents = store.search("tags.`flowbench.role` = 'study'")
+    for run in parents:
+        if run.data.tags["flowbench.study"] == study:
+            return run
+    known = ", ".join(sorted({run.data.tags["flowbench.study"] for run in parents})) or "none yet"
+    raise UsageError(f"no study {study!r} is recorded in {store.uri}: recorded are {known}")
+
+
+def children(store: Store, parent_id: str) -> list[Run]:
+    """Find the runs of a study, one for each configuration: the finished one, else the newest."""
+    chosen: dict[str, Run] = {}
+    for run in store.search(f"tags.`{PARENT}` = '{parent_id}'"):
+        digest = run.data.tags["flowbench.digest"]
+        if digest not in chosen or (
+            run.info.status == "FINISHED" and chosen[digest].info.status != "FINISHED"
+        ):
+            chosen[digest] = run
+    return list(chosen.values())
+
+
+def read(store: Store, runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read the runs' table and their histories, both sorted by transform and seed."""
+    histories = [_history(store, run) for run in runs]
+    rows = [_row(run, history) for run, history in zip(runs, histories, strict=True)]
+    table = pd.DataFrame(rows).sort_values(["transform", "seed"], ignore_index=True)
+    filled = [history for history in histories if len(history)]
+    history = pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=["run_id"])
+    order = {run_id: i for i, run_id in enumerate(table["run_id"])}
+    return table, history.sort_values("run_id", key=lambda ids: ids.map(order), kind="stable")
+
+
+def samples(store: Store, runs: pd.DataFrame) -> dict[str, np.ndarray[Any, Any]]:
+    """Load, for each transform, the samples of its best finished run (lowest ``val/loss``).
+
+    Shape:
+        each uint8 ``[rows, classes, height, width, channels]``
+    """
+    found = {}
+    finished = runs[runs["status"] == "finished"].sort_values("val/loss")
+    for transform, best in finished.groupby("transform", sort=False):
+        run_id = best["run_id"].iloc[0]
+        names = [artifact.path for artifact in store.client.list_artifacts(run_id)]
+        if SAMPLES in names:
+            path = Path(store.client.download_artifacts(run_id, SAMPLES))
+            found[str(transform)] = np.load(path, allow_pickle=False)
+    return found
+
+
+def _row(run: Run, history: pd.DataFrame) -> dict[str, Any]:
+    params, tags = run.data.params, run.data.tags
+    row: dict[str, Any] = {
+        "run_id": run.info.run_id,
+        "name": tags.get("flowbench.study", "train"),
+        "status": run.info.status.lower(),
+    }
+    row |= {column: _plain(params.get(key)) for column, key in PARAMS.items()}
+    skipped = {*EPOCH_METRICS, "epoch", *LOSSES}
+    final = {
+        key: value
+        for key, value in run.data.metrics.items()
+        if key in LOSSES or (key not in skipped and not key.startswith(BLOCK_METRICS))
+    }
+    row |= {key: final.get(key, np.nan) for key in LOSSES} | final
+    later = history[history["epoch"] > 1] if len(history) else history
+    for key in ("seconds_per_epoch", "images_per_second"):
+        row[key] = later[key].median() if len(later) else np.nan
+    row["seconds"] = history["seconds_per_epoch"].sum() if len(history) else np.nan
+    row |= {column: tags.get(key, "") for column, key in TAGS.items()}
+    row["started"] = pd.Timestamp(run.info.start_time, unit="ms").isoformat(timespec="seconds")
+    return row
+
+
+def _history(store: Store, run: Run) -> pd.DataFrame:
+    """Read one run's epochs; of an epoch recorded twice (killed before its checkpoint), the last."""
+    columns: dict[str, dict[int, float]] = {}
+    for key in run.data.metrics:
+        if key in EPOCH_METRICS or key.startswith(BLOCK_METRICS):
+            points = store.client.get_metric_history(run.info.run_id, key)
+            latest = sorted(points, key=lambda point: point.timestamp)
+            columns[key] = {point.step: point.value for point in latest}
+    if not columns:
+        return pd.DataFrame()
+    table = pd.DataFrame(columns).rename_axis("epoch").sort_index().reset_index()
+    ordered = [key for key in EPOCH_METRICS if key in table]
+    blocks = sorted(
+        (key for key in table if key.startswith(BLOCK_METRICS)),
+        key=lambda key: (key.split("_")[0], int(key.rsplit("_", 1)[1])),
+    )
+    params = run.data.params
+    head = pd.DataFrame(
+        {
+            "run_id": run.info.run_id,
+            "transform": params["model.transform"],
+            "seed": int(params["seed"]),
+        },
+        index=table.index,
+    )
+    return pd.concat([head, table[["epoch", *ordered, *blocks]]], axis=1)
+
+
+def _plain(value: str | None) -> Any:
+    try:
+        return json.loads(value) if value is not None else None
+    except json.JSONDecodeError:
+        return value

@@ -1,0 +1,59 @@
+"""The experimental variable: one file per elementwise transform, one line for each in the table."""
+
+from collections.abc import Callable
+from typing import Any
+
+from flowbench.errors import UsageError
+from flowbench.transforms.additive import Additive
+from flowbench.transforms.affine import Affine
+from flowbench.transforms.base import Elementwise
+from flowbench.transforms.compose import Compose
+from flowbench.transforms.rqs import RationalQuadraticSpline
+
+__all__ = ["FAMILIES", "Elementwise", "parse"]
+
+FAMILIES: dict[str, tuple[str, Callable[..., Elementwise]]] = {
+    "additive": ("additive", Additive),
+    "affine": ("affine", Affine),
+    "rqs": ("rqs-K[-B]", RationalQuadraticSpline),
+}
+"""Family → (how its name is written, constructor taking the numbers in the name)."""
+
+
+def parse(name: str) -> Elementwise:
+    """Build the transform that a string names; ``parse(t.name) == t``.
+
+    A name is a family, with its numbers after hyphens (``rqs-8``: 8 bins; ``rqs-8-3``: on [−3, 3]),
+    or several joined by ``+``, the left one first.
+
+    Raises:
+        UsageError: The name is not that of a transform.
+
+    Example:
+        >>> parse("affine+rqs-8").name
+        'affine+rqs-8'
+    """
+    parts = tuple(_parse_one(part, name) for part in name.split("+"))
+    return parts[0] if len(parts) == 1 else Compose(parts)
+
+
+def _parse_one(part: str, whole: str) -> Elementwise:
+    family, *numbers = part.split("-")
+    try:
+        _, construct = FAMILIES[family]
+        arguments: list[Any] = [_number(number) for number in numbers]
+        transform = construct(*arguments)
+        if transform.name == part:
+            return transform
+    except UsageError:
+        raise
+    except (KeyError, TypeError, ValueError):
+        pass  # all told below, in the same words
+    valid = ", ".join(usage for usage, _ in FAMILIES.values())
+    raise UsageError(
+        f"unknown transform {part!r} in {whole!r}: valid are {valid}, or several joined by +"
+    )
+
+
+def _number(text: str) -> int | float:
+    return int(text) if text.isdigit() else float(text)

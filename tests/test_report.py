@@ -1,0 +1,460 @@
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from flowbench.errors import UsageError
+from flowbench.report import Study, build, load
+from flowbench.report.claims import claims
+from flowbench.report.cost import seconds_per_epoch
+from flowbench.report.curves import bpd, losses, over_seeds, term
+from flowbench.report.digits import digits
+from flowbench.report.document import Code, Paragraph, Table, html, markdown
+from flowbench.report.figures import NAMES, chosen
+from flowbench.report.files import Recorded, complete, write
+from flowbench.report.page import page
+from flowbench.report.seeds import cost, difference, interval, spread
+from flowbench.report.spline import KNOTS_X, KNOTS_Y, spline
+from flowbench.report.style import looks
+from flowbench.report.tables import mixed, run_table, summary
+
+TRANSFORMS, SEEDS, EPOCHS = ["affine", "rqs-4", "rqs-8"], 3, 6
+STUDY = Study(
+    name="compare <quick>",
+    question="Is a spline better than a line, at |x| < B & beyond?",
+    expected="It is, at twice the cost.",
+    command="python -m flowbench.report compare",
+)
+# What is planted, with next to no noise: prior, logdet and seconds per epoch of each transform.
+PLANTED = {"affine": (0.52, 2.9, 10.0), "rqs-4": (0.50, 2.7, 15.0), "rqs-8": (0.49, 2.6, 20.0)}
+
+
+def tables(
+    planted: dict[str, tuple[float, float, float]] = PLANTED, seeds: int = SEEDS, sd: float = 1e-3
+) -> Recorded:
+    generator = np.random.default_rng(0)
+    runs, history = [], []
+    for transform, (prior, logdet, seconds) in planted.items():
+        for seed in range(seeds):
+            run = f"{transform}-{seed}-{'0' * 8}"
+            own = {"run_id": run, "transform": transform, "seed": seed}
+            final = {}
+            for epoch in range(1, EPOCHS + 1):
+                left = np.exp(-(epoch - EPOCHS))
+                for stage in ("train", "val"):
+                    noise = generator.normal(0, sd, 2)
+                    final[f"{stage}/prior"] = prior + 0.001 * left + noise[0]
+                    final[f"{stage}/logdet"] = logdet - 0.01 * left + noise[1]
+                    loss = final[f"{stage}/prior"] - final[f"{stage}/logdet"]
+                    final |= {f"{stage}/loss": loss, f"{stage}/bpd": 5 + loss / np.log(2)}
+                taken = seconds * (1 + generator.normal(0, sd))
+                history.append(own | {"epoch": epoch, "seconds_per_epoch": taken} | final)
+            test = {f"test/{name}": final[f"val/{name}"] for name in ("loss", "prior", "bpd")}
+            runs.append(
+                own
+                | {"name": "compare", "status": "finished", "data": "mnist-5k", "noise": "uniform"}
+                | {"blocks": 4, "epochs": EPOCHS, "device": "None", "threads": 2, "torch": "2.10"}
+                | {"commit": "12e4567", "seconds_per_epoch": taken, **final, **test}
+            )
+    samples = {
+        name: generator.integers(0, 256, (2, 10, 8, 8, 1), dtype=np.uint8) for name in planted
+    }
+    return complete(Recorded(pd.DataFrame(runs), pd.DataFrame(history), samples))
+
+
+@pytest.fixture
+def recorded() -> Recorded:
+    return tables()
+
+
+def verdicts(runs: pd.DataFrame) -> list[str]:
+    return [claim.verdict for claim in claims(runs)]
+
+
+def pages(recorded: Recorded, tmp_path: Path) -> tuple[str, str]:
+    build(STUDY, recorded, tmp_path)
+    return (tmp_path / "report.md").read_text(), (tmp_path / "report.html").read_text()
+
+
+# Statistics
+
+
+def test_interval_is_the_textbook_t_interval() -> None:
+    value = interval(pd.Series([1.0, 2.0, 3.0]))
+    assert value.n == 3
+    assert value.mean == pytest.approx(2)
+    assert value.high - value.mean == pytest.approx(4.302653 / np.sqrt(3), rel=1e-6)
+    assert value.mean - value.low == pytest.approx(4.302653 / np.sqrt(3), rel=1e-6)
+
+
+def test_one_seed_gives_no_interval() -> None:
+    value = interval(pd.Series([1.0]))
+    assert (value.mean, value.n) == (1, 1)
+    assert np.isnan([value.low, value.high]).all()
+
+
+def test_pairing_removes_what_seeds_share(recorded: Recorded) -> None:
+    runs = recorded.runs.copy()
+    runs["val/loss"] = runs["seed"] * 100.0 + (runs["transform"] == "rqs-8")
+    value = difference(runs, "val/loss", "rqs-8", "affine")
+    assert (value.low, value.high) == (pytest.approx(1), pytest.approx(1))
+
+
+def test_only_runs_of_equal_settings_are_paired(recorded: Recorded) -> None:
+    runs = recorded.runs.copy()
+    runs.loc[(runs["transform"] == "rqs-8") & (runs["seed"] == 0), "blocks"] = 8
+    assert difference(runs, "val/loss", "rqs-8", "affine").n == SEEDS - 1
+
+
+def test_runs_of_one_seed_count_once(recorded: Recorded) -> None:
+    runs = pd.concat([recorded.runs, recorded.runs])
+    assert difference(runs, "val/loss", "rqs-8", "affine").n == SEEDS
+    assert (spread(runs, "val/loss")["n"] == SEEDS).all()
+
+
+def test_times_of_different_machines_are_not_compared(recorded: Recorded) -> None:
+    runs = recorded.runs.copy()
+    assert cost(runs, "rqs-8", "affine").mean == pytest.approx(2, rel=0.01)
+    runs.loc[runs["transform"] == "rqs-8", "device"] = "cuda"
+    assert cost(runs, "rqs-8", "affine").n == 0
+
+
+# Claims
+
+
+def test_claims_are_supported_by_numbers_on_their_side(recorded: Recorded) -> None:
+    assert verdicts(recorded.runs)[:3] == ["supported"] * 3
+    assert verdicts(recorded.runs)[6] == "contradicted"  # prior gains less than logdet loses
+
+
+def test_claims_are_contradicted_by_numbers_on_the_other_side() -> None:
+    planted = {"affine": (0.4, 2.0, 10.0), "rqs-4": (0.5, 2.6, 9.0), "rqs-8": (0.5, 2.7, 30.0)}
+    runs = tables(planted).runs
+    assert verdicts(runs)[:3] == ["contradicted"] * 3
+    assert verdicts(runs)[6] == "supported"
+
+
+def test_claims_are_undecided_when_seeds_vary_more_than_transforms() -> None:
+    assert set(verdicts(tables(sd=0.5).runs)) == {"undecided"}
+
+
+def test_claims_are_undecided_when_splines_disagree() -> None:
+    planted = PLANTED | {"rqs-4": (0.6, 3.5, 15.0)}
+    assert verdicts(tables(planted).runs)[:2] == ["undecided"] * 2
+
+
+def test_a_ratio_across_the_edge_is_undecided() -> None:
+    runs = tables(PLANTED | {"rqs-8": (0.49, 2.6, 25.0)}, sd=0.01).runs
+    value = cost(runs, "rqs-8", "affine")
+    assert value.low < 2.5 < value.high
+    assert verdicts(runs)[2] == "undecided"
+
+
+def test_one_seed_decides_nothing() -> None:
+    judged = claims(tables(seeds=1).runs)
+    assert {claim.verdict for claim in judged} == {"undecided"}
+    assert "n = 1, no interval" in judged[0].measured
+
+
+def test_unfinished_runs_decide_nothing(recorded: Recorded) -> None:
+    runs = recorded.runs.copy()
+    runs.loc[runs["transform"] == "rqs-8", "status"] = "failed"
+    judged = claims(runs)
+    assert "K=8" not in judged[0].measured
+    assert judged[2].verdict == "undecided"
+    assert judged[2].measured.startswith("–")
+
+
+def test_composed_transforms_are_judged_on_their_own(recorded: Recorded) -> None:
+    assert len(claims(recorded.runs)) == 7
+    more = tables(PLANTED | {"affine+rqs-8": (0.4, 3.5, 22.0)}).runs
+    assert verdicts(more)[6:] == ["contradicted", "supported"]
+
+
+# Tables
+
+
+def test_summary_gives_mean_and_deviation_over_seeds(recorded: Recorded) -> None:
+    table = summary(recorded.runs)
+    values = recorded.runs.loc[recorded.runs["transform"] == "affine", "val/prior"]
+    assert table.rows[0][:2] == ["affine", "3"]
+    place = list(table.header).index("val prior (nats/dim)")
+    assert table.rows[0][place] == f"{values.mean():.3f} ± {values.std():.3f}"
+    assert [row[-2] for row in table.rows] == ["1", "1.50", "2.00"]
+
+
+def test_unknown_columns_follow_and_missing_ones_are_dashes(recorded: Recorded) -> None:
+    runs = recorded.runs.drop(columns=["val/bpd", "parameters"]).assign(fid_digits=3.25)
+    runs = complete(recorded._replace(runs=runs)).runs
+    table = summary(runs)
+    row = dict(zip(table.header, table.rows[0], strict=True))
+    assert row["fid_digits"] == "3.250 ± 0.000"
+    assert (row["val bits/dim"], row["parameters"]) == ("–", "–")
+    assert run_table(runs).header[-1] == "fid_digits"
+
+
+def test_a_metric_that_some_seeds_lack_says_how_many_have_it(recorded: Recorded) -> None:
+    runs = recorded.runs.copy()
+    runs.loc[0, "val/prior"] = np.nan
+    cells = summary(runs).rows[0]
+    assert sum("(n = 2)" in cell for cell in cells) == 1
+
+
+def test_mixed_settings_are_named(recorded: Recorded) -> None:
+    assert mixed(recorded.runs) == []
+    runs = recorded.runs.copy()
+    runs.loc[0, "commit"] = "fedcba9"
+    assert mixed(runs) == ["commit: fedcba9 (1 run), 12e4567 (8 runs)"]
+
+
+# Figures
+
+
+RUN = "affine-0-00000000"
+DRAWN = {
+    "prior": (lambda r: term(r.history.query("run_id == @RUN"), "prior", RUN), "nats per dim"),
+    "losses": (lambda r: losses(r.history), "nats per dim"),
+    "bpd": (lambda r: bpd(r.history), "bits per dim"),
+    "seconds_per_epoch": (lambda r: seconds_per_epoch(r.runs), "(s)"),
+}
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_figures_name_their_units_and_keep_their_legend_clear(
+    name: str, recorded: Recorded
+) -> None:
+    draw, unit = DRAWN[name]
+    figure = draw(recorded)
+    labels = [axes.get_xlabel() + axes.get_ylabel() for axes in figure.axes]
+    assert all(labels)
+    assert any(unit in label.lower() for label in labels)
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0
+    assert box.x1 <= figure.bbox.x1
+    assert not any(box.overlaps(axes.get_tightbbox()) for axes in figure.axes)
+
+
+def test_bits_are_never_drawn_where_there_are_none(recorded: Recorded) -> None:
+    figure = bpd(recorded.history.assign(**{"val/bpd": np.nan}))
+    label = figure.axes[0].get_ylabel()
+    assert "nats" in label
+    assert "bits" not in label
+
+
+def test_normalised_curves_span_0_to_1(recorded: Recorded) -> None:
+    one = recorded.history.query("seed == 0")
+    lines = [line.get_ydata() for line in losses(one).axes[3].get_lines()]
+    values = np.concatenate([np.asarray(line) for line in lines])
+    assert (values.min(), values.max()) == (pytest.approx(0), pytest.approx(1))
+
+
+def test_a_mean_has_the_same_seeds_in_every_epoch(recorded: Recorded) -> None:
+    last = (recorded.history["run_id"] == RUN) & (recorded.history["epoch"] == EPOCHS)
+    table = over_seeds(recorded.history[~last], "val/loss", "affine")
+    assert table.shape == (EPOCHS - 1, SEEDS)
+
+
+def test_one_seed_has_no_band() -> None:
+    assert "no bands" in losses(tables(seeds=1).history).legends[0].get_title().get_text()
+    assert "n = 3 seeds" in losses(tables().history).legends[0].get_title().get_text()
+
+
+def test_digits_are_labelled_by_class_and_transform(recorded: Recorded) -> None:
+    figure = digits(recorded.samples)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["affine", "RQS K=4", "RQS K=8"]
+    ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+    assert ticks == [str(digit) for digit in range(10)]
+
+
+def test_the_spline_goes_through_its_knots() -> None:
+    line = spline().axes[0].get_lines()[1]
+    at, values = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
+    np.testing.assert_allclose(np.interp(KNOTS_X, at, values), KNOTS_Y, atol=1e-6)
+
+
+def test_looks_are_distinct_and_known_transforms_keep_theirs() -> None:
+    many = looks(["affine", "rqs-8", *(f"rqs-{2 * bins}" for bins in range(5, 60))])
+    drawn = {(look.colour, str(look.line), look.marker) for look in many.values()}
+    assert len(drawn) == len(many)
+    assert many["affine"] == looks(["affine"])["affine"]
+    assert many["rqs-8"] == looks(["rqs-8", "additive"])["rqs-8"]
+
+
+# Files
+
+
+def test_every_digit_survives_the_files(recorded: Recorded, tmp_path: Path) -> None:
+    write(recorded, tmp_path)
+    back = load(tmp_path)
+    pd.testing.assert_frame_equal(back.history, recorded.history, check_exact=True)
+    kept = recorded.runs.columns
+    pd.testing.assert_frame_equal(
+        back.runs[kept], recorded.runs, check_dtype=False, check_exact=True
+    )
+    assert list(back.runs.loc[0, ["commit", "torch", "device"]]) == ["12e4567", "2.10", "None"]
+    np.testing.assert_equal(back.samples, recorded.samples)
+
+
+def test_figures_are_rebuilt_byte_for_byte_from_the_files(
+    recorded: Recorded, tmp_path: Path
+) -> None:
+    first = build(STUDY, recorded, tmp_path / "first", format="pdf")
+    second = build(STUDY, load(tmp_path / "first"), tmp_path / "second", format="pdf")
+    expected = {f"{name}.{kind}" for name in NAMES for kind in ("png", "pdf")}
+    expected |= {"runs.csv", "history.csv", "samples.npz", "report.md", "report.html"}
+    assert {path.name for path in first} == expected
+    changed = [
+        a.name for a, b in zip(first, second, strict=True) if a.read_bytes() != b.read_bytes()
+    ]
+    assert changed == []
+
+
+def test_a_failed_report_leaves_the_earlier_one(
+    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(STUDY, recorded, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fails(*_: object) -> str:
+        raise RuntimeError
+
+    monkeypatch.setattr("flowbench.report.document.html", fails)
+    with pytest.raises(RuntimeError):
+        build(replace(STUDY, name="other"), tables(seeds=1), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_figure_that_cannot_be_drawn_is_named_and_its_old_file_removed(
+    recorded: Recorded, tmp_path: Path
+) -> None:
+    build(STUDY, recorded, tmp_path)
+    build(STUDY, recorded._replace(samples={}), tmp_path)
+    assert "digits: not drawn, for there are no samples." in (tmp_path / "report.md").read_text()
+    assert not (tmp_path / "digits.png").exists()
+
+
+# What the user can fix
+
+
+def test_an_unknown_run_is_an_error_that_lists_the_valid(
+    recorded: Recorded, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=rf"'nope' is not a finished run.*{RUN}"):
+        build(STUDY, recorded, tmp_path, run="nope")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_study_without_finished_runs_is_an_error(recorded: Recorded, tmp_path: Path) -> None:
+    runs = recorded.runs.assign(status="failed")
+    with pytest.raises(UsageError, match="no finished run to report; recorded: 9 failed"):
+        build(STUDY, recorded._replace(runs=runs), tmp_path)
+
+
+def test_an_indispensable_column_is_named(recorded: Recorded, tmp_path: Path) -> None:
+    runs = recorded.runs.drop(columns="seed")
+    with pytest.raises(UsageError, match=r"runs\.csv lacks seed"):
+        build(STUDY, recorded._replace(runs=runs), tmp_path)
+
+
+def test_an_unwritable_directory_is_an_error(recorded: Recorded, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot write to"):
+        build(STUDY, recorded, tmp_path / "file" / "below")
+
+
+def test_a_directory_without_a_report_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"runs\.csv does not exist"):
+        load(tmp_path)
+
+
+# Pages
+
+
+def test_the_chosen_run_is_the_best_or_the_one_asked_for(recorded: Recorded) -> None:
+    runs = recorded.runs
+    assert chosen(runs, None)[0]["val/bpd"] == runs["val/bpd"].min()
+    assert chosen(runs, RUN)[0]["run_id"] == RUN
+    lossy = runs.assign(**{"val/bpd": np.nan})
+    assert chosen(lossy, None)[0]["val/loss"] == runs["val/loss"].min()
+
+
+def test_missing_metrics_are_dashes_on_both_pages(recorded: Recorded, tmp_path: Path) -> None:
+    runs = recorded.runs.assign(**{"val/bpd": np.nan, "test/bpd": np.nan})
+    marked, page_html = pages(recorded._replace(runs=runs), tmp_path)
+    assert "| affine | 3 | – | – |" in marked
+    assert '<td class="number">–</td>' in page_html
+    assert "nan" not in re.sub(r"base64,[^\"]*", "", marked + page_html).lower()
+
+
+def test_runs_left_out_are_counted_and_named(recorded: Recorded, tmp_path: Path) -> None:
+    runs = recorded.runs.copy()
+    runs.loc[0, "status"] = "killed"
+    marked, _ = pages(recorded._replace(runs=runs), tmp_path)
+    assert "9 recorded: 8 finished, 1 killed." in marked
+    assert "killed affine-0 (affine, seed 0)" in marked
+
+
+def test_mixed_runs_are_told(recorded: Recorded) -> None:
+    runs = recorded.runs.copy()
+    runs.loc[0, "device"] = "cuda"
+    blocks = list(page(STUDY, runs, [], []))
+    warnings = [block for block in blocks if isinstance(block, Paragraph) and "Mixed" in block.lead]
+    assert "device: cuda (1 run), None (8 runs)" in warnings[0].text
+
+
+class Strict(HTMLParser):
+    """Counts what is open, and gathers references."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.references: list[str] = []
+        self.alts: list[str | None] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.references += [str(given[key]) for key in ("src", "href") if key in given]
+        if tag == "img":
+            self.alts.append(given.get("alt"))
+        if tag not in {"img", "meta"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_well_formed_self_contained_and_escaped(
+    recorded: Recorded, tmp_path: Path
+) -> None:
+    _, text = pages(recorded, tmp_path)
+    parser = Strict()
+    parser.feed(text)
+    assert parser.open == []
+    assert len(parser.references) == len(NAMES)
+    assert all(reference.startswith("data:image/png;base64,") for reference in parser.references)
+    assert all(parser.alts)
+    assert "http" not in re.sub(r"base64,[^\"]*", "", text)
+    assert "compare &lt;quick&gt;" in text
+    assert "|x| &lt; B &amp; beyond" in text
+    assert "<quick>" not in text
+
+
+def test_markdown_escapes_and_keeps_tables_whole() -> None:
+    table = Table(["name", "value"], [["a|b_c", "<1>"]])
+    text = markdown("*T*", [Paragraph("one\ntwo _three_"), table, Code("a_b | c")])
+    assert text == (
+        "# \\*T\\*\n\none two \\_three\\_\n\n"
+        "| name | value |\n| --- | ---: |\n| a\\|b_c | \\<1\\> |\n\n"
+        "```sh\na_b | c\n```\n"
+    )
+
+
+def test_html_sets_numbers_flush_right(tmp_path: Path) -> None:
+    text = html("T", [Table(["name", "value"], [["a", "1"]])], tmp_path)
+    assert '<td>a</td><td class="number">1</td>' in text
