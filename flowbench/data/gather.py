@@ -47,7 +47,7 @@ def gather(paths: Sequence[Path], data: Data) -> tuple[Tensor, Tensor]:
                 hint = "mend or remove it, or set data.skip_unreadable = true"
                 raise UsageError(f"{paths[index]} cannot be decoded ({result}): {hint}") from result
         else:
-            store[index] = result
+            store[index - len(skipped)] = result
             readable[index] = True
     if skipped:
         files = f"{', '.join(skipped[:5])}{', ...' if len(skipped) > 5 else ''}"

@@ -59,7 +59,7 @@ def draw(
         UsageError: There is no finished run of this id.
     """
     pictures, left_out = [], []
-    for plate in _plates(recorded, run):
+    for plate in list(_plates(recorded, run)):  # a wrong run is told before any is drawn
         if plate.lacking:
             left_out.append(f"{plate.name}: not drawn, for there are no {plate.lacking}.")
             continue

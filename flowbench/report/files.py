@@ -84,7 +84,7 @@ def load(directory: Path) -> Recorded:
 
 def _read(path: Path) -> pd.DataFrame:
     # Only an empty cell is missing: a name may well be "None" or "NA".
-    types = dict.fromkeys(TEXT, "str") | dict.fromkeys(NUMBERS, "float64")
+    types = dict.fromkeys(TEXT, "str")
     try:
         return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
     except ValueError as error:

@@ -68,7 +68,7 @@ def _census(runs: pd.DataFrame) -> str:
     if others.empty:
         return f"{len(runs)} recorded: {told}."
     named = "; ".join(
-        f"{status} {run[:8]} ({label(transform)}, seed {plain(seed)})"
+        f"{status} {run[:8]} ({label(plain(transform))}, seed {plain(seed)})"
         for run, status, transform, seed in others[
             ["run_id", "status", "transform", "seed"]
         ].itertuples(index=False)

@@ -95,7 +95,9 @@ def run_table(runs: pd.DataFrame) -> Table:
     """A row a run, the finished and the others; columns this module does not know come last."""
     numbers = {name: title for name, (title, _) in _RUN_NUMBERS.items()}
     names = _RUN_WORDS | numbers | {name: name for name in _extra(runs)}
-    order = {transform: place for place, transform in enumerate(ordered(runs["transform"]))}
+    order = {
+        transform: place for place, transform in enumerate(ordered(runs["transform"].dropna()))
+    }
     places = runs["transform"].map(order)
     table = runs.assign(place=places).sort_values(["place", "seed"], kind="stable")
     rows = [
@@ -111,7 +113,7 @@ def _cell(name: str, value: Any) -> str:
     if name == "run_id":
         return str(value)[:8]  # enough to tell runs apart; runs.csv has the whole
     if name == "transform":
-        return label(str(value))
+        return label(plain(value))
     return plain(value)
 
 
