@@ -13,7 +13,7 @@ from flowbench.report.cost import seconds_per_epoch
 from flowbench.report.curves import bpd, losses, over_seeds, term
 from flowbench.report.digits import digits
 from flowbench.report.document import Code, Paragraph, Table, html, markdown
-from flowbench.report.figures import NAMES, chosen
+from flowbench.report.figures import NAMES, chosen, draw
 from flowbench.report.files import Recorded, complete, write
 from flowbench.report.page import page
 from flowbench.report.seeds import cost, difference, interval, spread
@@ -118,7 +118,7 @@ def test_only_runs_of_equal_settings_are_paired(recorded: Recorded) -> None:
 
 
 def test_runs_of_one_seed_count_once(recorded: Recorded) -> None:
-    runs = pd.concat([recorded.runs, recorded.runs])
+    runs = pd.concat([recorded.runs, recorded.runs, recorded.runs.assign(blocks=8)])
     assert difference(runs, "val/loss", "rqs-8", "affine").n == SEEDS
     assert (spread(runs, "val/loss")["n"] == SEEDS).all()
 
@@ -143,6 +143,12 @@ def test_claims_are_contradicted_by_numbers_on_the_other_side() -> None:
     runs = tables(planted).runs
     assert verdicts(runs)[:3] == ["contradicted"] * 3
     assert verdicts(runs)[6] == "supported"
+
+
+def test_each_claim_is_judged_by_its_own_term() -> None:
+    planted = {"affine": (0.5, 2.6, 9.0), "rqs-4": (0.4, 2.7, 9.0), "rqs-8": (0.4, 2.8, 9.0)}
+    judged = verdicts(tables(planted).runs)
+    assert judged == ["contradicted", "supported", "contradicted", *["undecided"] * 3, "supported"]
 
 
 def test_claims_are_undecided_when_seeds_vary_more_than_transforms() -> None:
@@ -291,6 +297,17 @@ def test_looks_are_distinct_and_known_transforms_keep_theirs() -> None:
     assert len(drawn) == len(many)
     assert many["affine"] == looks(["affine"])["affine"]
     assert many["rqs-8"] == looks(["rqs-8", "additive"])["rqs-8"]
+
+
+def test_figures_show_finished_runs_only(
+    recorded: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flowbench.report.style.save", lambda *_: None)
+    status = recorded.runs["status"].where(recorded.runs["transform"] != "rqs-8", "failed")
+    runs = recorded.runs.assign(status=status)
+    pictures, _ = draw(Recorded(runs, recorded.history, {}), tmp_path, "png", None)
+    assert "RQS K=4" in pictures[0].alt
+    assert not any("K=8" in picture.alt + picture.caption for picture in pictures)
 
 
 # Files

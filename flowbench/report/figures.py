@@ -63,9 +63,9 @@ def draw(
         if plate.lacking:
             left_out.append(f"{plate.name}: not drawn, for there are no {plate.lacking}.")
             continue
-        figure = plate.draw()
         for suffix in dict.fromkeys(["png", format]):
-            style.save(figure, directory / f"{plate.name}.{suffix}")
+            # Saving lays a figure out for its format and leaves a trace of that in it.
+            style.save(plate.draw(), directory / f"{plate.name}.{suffix}")
         pictures.append(Picture(f"{plate.name}.png", plate.alt, plate.caption))
     return pictures, left_out
 
