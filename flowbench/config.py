@@ -4,14 +4,19 @@ Field names equal the constructor arguments they feed, so a run's recorded confi
 the code that it ran.
 """
 
+import difflib
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import yaml
 
 from flowbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
 
 
 def _check(holds: bool, key: str, value: object, valid: str) -> None:
@@ -150,3 +155,79 @@ def to_yaml(experiment: Experiment) -> str:
     """Write an experiment as YAML that ``--config`` reads back."""
     plain = json.loads(json.dumps(asdict(experiment)))
     return yaml.safe_dump(plain, sort_keys=False)
+
+
+def build(values: Mapping[str, Any]) -> Experiment:
+    """Build an experiment from nested plain values, defaults for what they leave out.
+
+    Raises:
+        UsageError: A key is unknown or a value is of the wrong type or out of its range.
+    """
+    check_keys(values)
+    parser = experiment_parser("experiment")
+    experiment: Experiment = as_experiment(parser, parser.parse_object(values))
+    return experiment
+
+
+def as_experiment(parser: "ArgumentParser", parsed: "Namespace") -> Experiment:
+    """Turn what ``experiment_parser`` parsed into an experiment."""
+    made = parser.instantiate(parsed)
+    return Experiment(**{field.name: made[field.name] for field in fields(Experiment)})
+
+
+def experiment_parser(prog: str, description: str = "") -> "ArgumentParser":
+    """Make a parser of every option of an experiment, in YAML (``--config``) and dotted."""
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    class OneLine(ArgumentParser):
+        """Tells an error on one line and leaves the exit to the command line."""
+
+        def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+            if message.startswith("unrecognized arguments: "):
+                check_option(message.split()[2])
+            raise UsageError(" ".join(message.split())) from ex
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = OneLine(prog=prog, description=description)
+    parser.add_argument("--config", action="config", help="YAML file of options")
+    parser.add_class_arguments(Experiment)
+    return parser
+
+
+def keys(of: Any = Experiment, prefix: str = "") -> list[str]:
+    """List the dotted names of all options."""
+    names = []
+    for entry in fields(of):
+        nested = is_dataclass(entry.type)
+        names += keys(entry.type, f"{entry.name}.") if nested else [f"{prefix}{entry.name}"]
+    return names
+
+
+def check_option(option: str) -> None:
+    """Tell an unknown option of the command line."""
+    _unknown(option.lstrip("-").split("=")[0], "option")
+
+
+def check_keys(values: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuse keys that are none of an experiment's.
+
+    Raises:
+        UsageError: Names the key and the valid ones.
+    """
+    known = keys()
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if name == "trainer" or name.startswith("trainer."):
+            continue  # Lightning's own options are checked by the trainer's signature
+        if isinstance(value, Mapping):
+            check_keys(value, f"{name}.")
+        elif name not in known:
+            _unknown(name, "key")
+
+
+def _unknown(name: str, what: str) -> NoReturn:
+    group = name.rpartition(".")[0]
+    siblings = [key for key in keys() if key.rpartition(".")[0] == group] or keys()
+    close = difflib.get_close_matches(name, keys(), 1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    raise UsageError(f"unknown {what} {name}{hint}: valid are {', '.join(siblings)}")

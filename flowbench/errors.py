@@ -9,5 +9,13 @@ class Diverged(UsageError):
     """Training met a loss or a gradient that is not finite; the message says when and where."""
 
 
-class Interrupted(UsageError):
-    """A signal stopped the work after all that was done had been kept; the message says how to go on."""
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped the work after all that was done had been kept; the message says what.
+
+    Attributes:
+        run_id: The run that can be resumed.
+    """
+
+    def __init__(self, message: str, run_id: str = "") -> None:
+        super().__init__(message)
+        self.run_id = run_id

@@ -1,10 +1,11 @@
 """One experiment from configuration to record; the only way anything is trained."""
 
 import inspect
+import tempfile
 import traceback
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,16 @@ from flowbench.callbacks import (
     KeepGoing,
     RandomState,
 )
+from flowbench.checkpoint import check_resumable, load
 from flowbench.config import Experiment
-from flowbench.data import FlowData
+from flowbench.data.module import FlowData
 from flowbench.errors import Interrupted, UsageError
 from flowbench.evaluation.likelihood import bits_per_dim
-from flowbench.evaluation.samples import draw_classes, grid
+from flowbench.evaluation.samples import Array, draw_classes, grid
 from flowbench.flow import Flow
 from flowbench.module import FlowModule
 from flowbench.progress import EpochLines
+from flowbench.tracking.provenance import processor
 from flowbench.tracking.store import Store, one_line_errors
 from flowbench.tracking.tables import SAMPLES
 from flowbench.transforms import parse
@@ -73,10 +76,8 @@ def run(
     seed_everything(experiment.seed, verbose=False)
     data = FlowData(experiment.data, experiment.seed)
     data.prepare_data()
-    data.setup("fit")
     splits = data.splits
-    shape = tuple(splits.train.pixels.shape[1:])
-    module = FlowModule(experiment, shape, splits.classes)
+    module = FlowModule(experiment, splits.shape, splits.classes)
     check_trainer(experiment.trainer)
 
     if resume is None:
@@ -86,6 +87,8 @@ def run(
         _describe(store, run_id, experiment, module.flow)
     else:
         run_id = resume
+        if store.checkpoint(run_id).exists():
+            check_resumable(store.checkpoint(run_id), module)
         store.reopen(run_id)
     path = store.checkpoint(run_id)
     clock = EpochClock()
@@ -93,16 +96,31 @@ def run(
     try:
         with keep.handling_signals(), one_line_errors(store.uri):
             trainer = _trainer(experiment, store, run_id, module, clock, keep, label)
-            _fit(trainer, module, data, path if path.exists() else None)
+            _fit(trainer, module, data, path if resume and path.exists() else None)
             return _evaluate(trainer, module, data, store, run_id)
     except (KeyboardInterrupt, SystemExit, Interrupted) as error:
         store.finish(run_id, "KILLED")
-        kept = path if path.exists() else "no checkpoint yet: it starts anew"
-        raise Interrupted(f"run {run_id} stopped and kept ({kept})", run_id) from error
+        kept = path if path.exists() else "no checkpoint yet"
+        raise Interrupted(f"run {run_id} stopped; kept: {kept}", run_id) from error
     except BaseException:
         store.client.log_text(run_id, traceback.format_exc(), "traceback.txt")
         store.finish(run_id, "FAILED")
         raise
+
+
+def test(checkpoint: Path, draws: int) -> dict[str, float]:
+    """Measure the test likelihood of a checkpoint's flow, over so many draws of the noise."""
+    module = load(checkpoint)
+    module.experiment = replace(
+        module.experiment, evaluate=replace(module.experiment.evaluate, draws=draws)
+    )
+    data = FlowData(module.experiment.data, module.experiment.seed)
+    trainer = Trainer(
+        logger=False, enable_progress_bar=False, enable_model_summary=False
+    )
+    trainer.test(module, datamodule=data, verbose=False)
+    metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
+    return metrics | _bits(metrics, module.experiment)
 
 
 def check_trainer(options: Mapping[str, Any]) -> None:
@@ -173,13 +191,7 @@ def _fit(trainer: Trainer, module: FlowModule, data: FlowData, checkpoint: Path 
     with warnings.catch_warnings():
         # Our loader is an index into memory: worker processes would only slow it down.
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        try:
-            trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-        except (RuntimeError, KeyError) as error:
-            if checkpoint and trainer.global_step == 0:
-                reason = str(error).strip().splitlines()[0]
-                raise UsageError(f"checkpoint {checkpoint} cannot be loaded: {reason}") from error
-            raise
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
 
 def _evaluate(
@@ -198,3 +210,28 @@ def _evaluate(
         _log_array(store, run_id, images)
         store.finish(run_id, "FINISHED")
     return Record(run_id, metrics, module.flow)
+
+
+def _describe(store: Store, run_id: str, experiment: Experiment, flow: Flow) -> None:
+    """Record what the configuration does not say outright."""
+    bins = getattr(parse(experiment.model.transform), "bins", "")
+    parameters = sum(parameter.numel() for parameter in flow.parameters())
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+    facts = {"bins": bins, "parameters": parameters, "device": device}
+    for key, value in {**facts, "threads": torch.get_num_threads()}.items():
+        store.client.log_param(run_id, key, value)
+
+
+def _bits(metrics: Mapping[str, float], experiment: Experiment) -> dict[str, float]:
+    """Bits per dimension of every loss, where the noise gives them a meaning."""
+    if experiment.data.noise != "uniform":
+        return {}
+    losses = {key: value for key, value in metrics.items() if key.endswith("/loss")}
+    return {key.replace("/loss", "/bpd"): bits_per_dim(value) for key, value in losses.items()}
+
+
+def _log_array(store: Store, run_id: str, array: Array) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / SAMPLES
+        np.save(path, array)
+        store.client.log_artifact(run_id, str(path))

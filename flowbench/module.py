@@ -64,6 +64,14 @@ class FlowModule(LightningModule):
         self._log_losses("train", len(y), prior, logdet)
         return loss
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put beside the weights what is needed to build the flow again, as plain values."""
+        checkpoint["flowbench"] = {
+            "experiment": asdict(self.experiment),
+            "shape": tuple(self.flow.shape),
+            "classes": self.classes,
+        }
+
     def on_validation_epoch_start(self) -> None:
         """Start the validation noise anew."""
         self._noise = torch.Generator(self.device).manual_seed(VALIDATION_NOISE)

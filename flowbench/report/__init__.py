@@ -48,6 +48,7 @@ def build(
         raise UsageError(f"study {study.name!r} has no finished run to report; recorded: {told}")
     title = f"flowbench: {study.name}"
     with files.published(out) as staging:
+        study.write(staging)
         files.write(recorded, staging)
         recorded = files.load(staging)  # so that what is drawn is what can be drawn again
         pictures, left_out = figures.draw(recorded, staging, format, run)

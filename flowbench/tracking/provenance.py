@@ -44,7 +44,7 @@ def provenance() -> dict[str, str]:
         "version.flowbench": __version__,
         "version.python": platform.python_version(),
         "commit": _commit(),
-        "machine": _machine(),
+        "machine": f"{processor()}, {platform.system()}",
     }
 
 
@@ -62,13 +62,14 @@ def _commit() -> str:
 _QUIET: dict[str, Any] = {"capture_output": True, "text": True, "check": True}
 
 
-def _machine() -> str:
-    processor = platform.processor() or platform.machine()
+def processor() -> str:
+    """Name the processor and count its cores."""
+    name = platform.processor() or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
-                processor = line.partition(":")[2].strip()
+                name = line.partition(":")[2].strip()
                 break
     except OSError:
         pass  # no such file but on Linux: the architecture's name stands
-    return f"{processor}, {os.cpu_count()} cores, {platform.system()}"
+    return f"{name}, {os.cpu_count()} cores"

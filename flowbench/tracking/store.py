@@ -9,7 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flowbench.config import Experiment, to_yaml
+import yaml
+
+from flowbench.config import Experiment, build, to_yaml
 from flowbench.errors import UsageError
 from flowbench.tracking.provenance import is_orphan, owner, provenance
 
@@ -24,6 +26,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 PARENT = "mlflow.parentRunId"
+CONFIG = "config.yaml"
 
 
 class RunLogger(MLFlowLogger):
@@ -52,6 +55,8 @@ def one_line_errors(uri: str) -> Iterator[None]:
 class Store:
     """The MLflow store: an SQLite file below ``results`` unless MLFLOW_TRACKING_URI says otherwise.
 
+    Opening it closes the runs that a killed process of this machine left open.
+
     Args:
         results: Directory of the database, the artifacts and the checkpoints.
 
@@ -73,7 +78,7 @@ class Store:
             raise UsageError(f"results directory {results} cannot be written: {error}") from error
         with one_line_errors(self.uri):
             self.client = MlflowClient(self.uri)
-            self.client.search_experiments(max_results=1)
+            self._reap()
 
     def experiment_id(self, name: str) -> str:
         """Find the MLflow experiment of this name, or make it."""
@@ -105,7 +110,7 @@ class Store:
             if experiment:
                 for key, value in _flat(asdict(experiment)):
                     self.client.log_param(run_id, key, value)
-                self.client.log_text(run_id, to_yaml(experiment), "config.yaml")
+                self.client.log_text(run_id, to_yaml(experiment), CONFIG)
             for key, value in provenance().items():
                 self.client.set_tag(run_id, key, value)
         return run_id
@@ -137,9 +142,28 @@ class Store:
         except MlflowException as error:
             raise UsageError(f"there is no run {run_id!r} in the store {self.uri}") from error
 
+    def experiment(self, run_id: str) -> Experiment:
+        """Read back the configuration of a run."""
+        with one_line_errors(self.uri):
+            artifact = self.client.download_artifacts(self.get(run_id).info.run_id, CONFIG)
+        return build(yaml.safe_load(Path(artifact).read_text(encoding="utf-8")))
+
     def checkpoint(self, run_id: str) -> Path:
         """Where a run keeps the state from which it goes on."""
         return self.results / "checkpoints" / run_id / "last.ckpt"
+
+    def checkpoint_of(self, run: str) -> Path:
+        """Find the checkpoint that a run's id, or a path, names.
+
+        Raises:
+            UsageError: It is neither.
+        """
+        if Path(run).exists():
+            return Path(run)
+        path = self.checkpoint(self.get(run).info.run_id)
+        if not path.exists():
+            raise UsageError(f"run {run} left no checkpoint in {path.parent}")
+        return path
 
     def search(self, filter_string: str) -> list[Run]:
         """Find runs in all experiments, the newest first."""
@@ -161,15 +185,14 @@ class Store:
                     break
             return found
 
-    def reap(self) -> list[str]:
-        """Mark as KILLED the runs of this machine whose process is gone; give their ids.
+    def _reap(self) -> None:
+        """Mark as KILLED the runs of this machine whose process is gone.
 
-        A process that is killed outright cannot close its own run.
+        A process that is killed outright cannot close its own runs.
         """
-        dead = [run for run in self.search("attributes.status = 'RUNNING'") if is_orphan(run.data.tags)]
-        for run in dead:
-            self.finish(run.info.run_id, "KILLED")
-        return [run.info.run_id for run in dead]
+        for run in self.search("attributes.status = 'RUNNING'"):
+            if is_orphan(run.data.tags):
+                self.finish(run.info.run_id, "KILLED")
 
 
 def _prepare_database(path: Path) -> None:

@@ -37,7 +37,6 @@ TAGS = {
     "lightning": "version.lightning",
     "flowbench": "version.flowbench",
     "commit": "commit",
-    "machine": "machine",
 }
 SAMPLES = "samples.npy"
 

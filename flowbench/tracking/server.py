@@ -1,0 +1,35 @@
+"""MLflow's own pages on the recorded runs."""
+
+import os
+import sys
+from pathlib import Path
+
+from flowbench.errors import UsageError
+
+
+def serve(results: Path, host: str, port: int) -> None:
+    """Become MLflow's server: one worker, no telemetry, no job runner; ends with Ctrl-C.
+
+    Raises:
+        UsageError: Nothing has been recorded here, or the store is a server already.
+    """
+    if remote := os.environ.get("MLFLOW_TRACKING_URI"):
+        if remote.startswith("http"):
+            raise UsageError(f"the runs are on a server already: open {remote}")
+        uri = remote
+    else:
+        database = (results / "mlflow.db").resolve()
+        if not database.exists():
+            raise UsageError(f"nothing is recorded in {results}: run a study or train first")
+        uri = f"sqlite:///{database}"
+    print(f"flowbench: http://{host}:{port} in about ten seconds; Ctrl-C ends it", file=sys.stderr)
+    environment = {
+        **os.environ,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    options = ["--host", host, "--port", str(port), "--workers", "1"]
+    options += ["--backend-store-uri", uri]
+    options += ["--artifacts-destination", str((results / "artifacts").resolve())]
+    command = [sys.executable, "-m", "mlflow", "server", *options]
+    os.execve(sys.executable, command, environment)
