@@ -1,6 +1,7 @@
 """One experiment from configuration to record; the only way anything is trained."""
 
 import inspect
+import logging
 import tempfile
 import traceback
 import warnings
@@ -36,6 +37,10 @@ from flowbench.tracking.provenance import processor
 from flowbench.tracking.store import Store, one_line_errors
 from flowbench.tracking.tables import SAMPLES
 from flowbench.transforms import parse
+
+# What they tell of themselves at every start would bury the lines that matter.
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+logging.getLogger("mlflow").setLevel(logging.WARNING)
 
 OURS = ("logger", "callbacks", "plugins", "enable_checkpointing", "use_distributed_sampler")
 
@@ -118,9 +123,7 @@ def test(checkpoint: Path, draws: int) -> dict[str, float]:
     trainer = Trainer(
         logger=False, enable_progress_bar=False, enable_model_summary=False
     )
-    trainer.test(module, datamodule=data, verbose=False)
-    metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
-    return metrics | _bits(metrics, module.experiment)
+    return _tested(trainer, module, data)
 
 
 def check_trainer(options: Mapping[str, Any]) -> None:
@@ -189,8 +192,8 @@ def _trainer(
 
 def _fit(trainer: Trainer, module: FlowModule, data: FlowData, checkpoint: Path | None) -> None:
     with warnings.catch_warnings():
-        # Our loader is an index into memory: worker processes would only slow it down.
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
+        warnings.filterwarnings("ignore", ".*smaller than the logging interval")  # we log by epoch
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
 
 
@@ -198,18 +201,24 @@ def _evaluate(
     trainer: Trainer, module: FlowModule, data: FlowData, store: Store, run_id: str
 ) -> Record:
     experiment = module.experiment
-    trainer.test(module, datamodule=data, verbose=False)
-    metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
-    metrics |= _bits(metrics, experiment)
+    final = {key: value.item() for key, value in trainer.callback_metrics.items()}
+    tested = _tested(trainer, module, data)
     if trainer.is_global_zero:
-        tested = {key: value for key, value in metrics.items() if key.startswith("test/")}
         store.logger(run_id).log_metrics(tested, trainer.current_epoch)
         rows = experiment.evaluate.samples_per_class
         images = draw_classes(module.flow, module.classes, rows, experiment.seed)
         store.client.log_image(run_id, grid(images), "samples/final.png")
         _log_array(store, run_id, images)
         store.finish(run_id, "FINISHED")
-    return Record(run_id, metrics, module.flow)
+    return Record(run_id, final | tested, module.flow)
+
+
+def _tested(trainer: Trainer, module: FlowModule, data: FlowData) -> dict[str, float]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
+        trainer.test(module, datamodule=data, verbose=False)
+    metrics = {key: value.item() for key, value in trainer.callback_metrics.items()}
+    return metrics | _bits(metrics, module.experiment)
 
 
 def _describe(store: Store, run_id: str, experiment: Experiment, flow: Flow) -> None:
