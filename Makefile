@@ -1,0 +1,54 @@
+# flowbench: `make help` lists the targets. The environment is made by the first that needs it.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+SCALE  ?= quick
+STUDY  ?= compare-affine-rqs
+ARGS   ?=
+
+.PHONY: help install test test-all check train compare-affine-rqs report ui clean
+
+help: ## Show this list
+	@echo "usage: make TARGET [SCALE=quick|full] [STUDY=name] [ARGS='further options']"
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "flowbench needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	@echo "setting up $(VENV): a few minutes and 6 GB the first time, most of it torch"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --progress-bar on -c constraints.txt -e '.[dev]'
+	@touch $@
+
+install: $(READY) ## Make the environment in .venv (again only when its files change)
+
+test: $(READY) ## Run the fast tests (under 4 minutes on 2 cores)
+	$(BIN)/pytest $(ARGS)
+
+test-all: $(READY) ## Run all tests, the slow ones too
+	$(BIN)/pytest -m "not gpu" $(ARGS)
+
+check: $(READY) ## Lint, check the format and the types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+train: $(READY) ## Train one flow: make train ARGS='--model.transform rqs-8 --model.blocks 4'
+	$(BIN)/flowbench train $(ARGS)
+
+compare-affine-rqs: $(READY) ## Affine against splines of 4 and 8 bins: run what is missing, report
+	$(BIN)/flowbench sweep sweeps/$@.yaml --scale $(SCALE) $(ARGS)
+
+report: $(READY) ## Make the figures of a recorded study again: make report STUDY=name
+	$(BIN)/flowbench report $(STUDY) $(ARGS)
+
+ui: $(READY) ## Browse the recorded runs on http://127.0.0.1:5000
+	$(BIN)/flowbench ui $(ARGS)
+
+clean: ## Remove the environment and caches; recorded results stay
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find flowbench tests -name __pycache__ -prune -exec rm -rf {} +

@@ -1,0 +1,188 @@
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from flowbench.errors import UsageError
+from flowbench.vit import Cache, CausalTransformer, _short_attention
+
+T, D, OUTPUTS, CLASSES = 5, 3, 4, 6
+LABELS = torch.tensor([0, 5, -1])
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}
+
+every_head_count = pytest.mark.parametrize("heads", [1, 2], ids=["1 head", "2 heads"])
+every_class_count = pytest.mark.parametrize(
+    "classes", [0, CLASSES], ids=["unconditional", "conditional"]
+)
+
+
+def network(heads: int = 2, classes: int = CLASSES, **more: object) -> CausalTransformer:
+    """A network with every weight away from 0 and 1."""
+    made = CausalTransformer(T, D, OUTPUTS, width=8, layers=2, heads=heads, classes=classes, **more)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return made
+
+
+def stepped(net: CausalTransformer, x: Tensor, y: Tensor | None) -> Tensor:
+    cache = Cache(net, len(x))
+    embedded = net.embed_class(y)
+    return torch.cat(
+        [net.step(x[:, t : t + 1], net.pos_embed, embedded, cache) for t in range(x.shape[1])], 1
+    )
+
+
+@every_head_count
+@every_class_count
+def test_no_output_depends_on_a_later_input(heads: int, classes: int) -> None:
+    net = network(heads, classes).double()
+    y = LABELS[:1] if classes else None
+    jacobian = torch.autograd.functional.jacobian(
+        lambda x: net(x[None], net.pos_embed, y)[0], torch.randn(T, D, dtype=torch.float64)
+    )
+    dependence = jacobian.abs().amax((1, 3))  # [T of the output, T of the input]
+    assert (dependence.triu(1) == 0).all()
+    assert (dependence[torch.ones(T, T).tril().bool()] > 0).all()
+
+
+@every_head_count
+@every_class_count
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
+def test_cached_steps_are_the_full_pass(heads: int, classes: int, dtype: torch.dtype) -> None:
+    net = network(heads, classes).to(dtype)
+    x = torch.randn(3, T, D, dtype=dtype)
+    y = LABELS if classes else None
+    with torch.no_grad():
+        torch.testing.assert_close(
+            stepped(net, x, y), net(x, net.pos_embed, y), rtol=0, atol=TOLERANCE[dtype]
+        )
+
+
+def test_a_shorter_input_gives_the_same_first_outputs() -> None:
+    net = network().double()
+    x = torch.randn(3, T, D, dtype=torch.float64)
+    full = net(x, net.pos_embed, LABELS)
+    part = net(x[:, :2], net.pos_embed[:2], LABELS)
+    torch.testing.assert_close(part, full[:, :2], rtol=0, atol=1e-12)
+
+
+def test_samples_of_a_batch_do_not_see_each_other() -> None:
+    net = network().double()
+    x = torch.randn(3, T, D, dtype=torch.float64)
+    alone = net(x[1:2], net.pos_embed, LABELS[1:2])
+    torch.testing.assert_close(net(x, net.pos_embed, LABELS)[1:2], alone, rtol=0, atol=1e-12)
+
+
+def test_no_label_is_the_mean_of_the_classes() -> None:
+    net = network()
+    mean = net.class_embed.mean(0, keepdim=True)
+    torch.testing.assert_close(net.embed_class(torch.tensor([-1])), mean)
+    torch.testing.assert_close(net.embed_class(None), mean)
+    torch.testing.assert_close(net.embed_class(torch.tensor([2, 0])), net.class_embed[[2, 0]])
+
+
+def test_labels_minus_one_and_none_give_the_same_outputs() -> None:
+    net = network()
+    x = torch.randn(3, T, D)
+    unlabelled = net(x, net.pos_embed, torch.full((3,), -1))
+    torch.testing.assert_close(net(x, net.pos_embed, None), unlabelled)
+
+
+def test_the_label_changes_every_output() -> None:
+    net = network()
+    x = torch.randn(1, T, D).expand(2, -1, -1)
+    one, other = net(x, net.pos_embed, torch.tensor([1, 2]))
+    assert (one != other).all()
+
+
+def test_positions_change_the_outputs() -> None:
+    net = network()
+    x = torch.randn(1, T, D)
+    assert (net(x, net.pos_embed, None) != net(x, net.pos_embed.flip(0), None)).all()
+
+
+def test_an_unconditional_network_ignores_labels() -> None:
+    net = network(classes=0)
+    x = torch.randn(3, T, D)
+    assert net.class_embed is None
+    assert torch.equal(net(x, net.pos_embed, LABELS), net(x, net.pos_embed, None))
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu-tanh"])
+def test_a_new_network_emits_zeros(activation: str) -> None:
+    net = CausalTransformer(T, D, OUTPUTS, width=8, layers=1, classes=3, activation=activation)
+    assert (net(torch.randn(3, T, D), net.pos_embed, None) == 0).all()
+
+
+def test_activations_are_exact_and_tanh_gelu() -> None:
+    exact, tanh = (network(activation=name).layers[0].mlp.main[1] for name in ("gelu", "gelu-tanh"))
+    x = torch.linspace(-3, 3, 101)
+    torch.testing.assert_close(exact(x), F.gelu(x))
+    torch.testing.assert_close(tanh(x), F.gelu(x, approximate="tanh"))
+    assert not torch.equal(exact(x), tanh(x))
+
+
+@pytest.mark.parametrize(
+    ("width", "heads"), [(32, 1), (64, 1), (100, 1), (128, 2), (256, 4)], ids=str
+)
+def test_every_64_channels_get_a_head(width: int, heads: int) -> None:
+    assert CausalTransformer(T, D, OUTPUTS, width=width, layers=1).heads == heads
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"width": 8, "heads": 3}, "width 8 .* 3 heads"),
+        ({"width": 8, "activation": "relu"}, "'relu'.*gelu, gelu-tanh"),
+    ],
+    ids=["heads", "activation"],
+)
+def test_a_wrong_argument_is_told(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        CausalTransformer(T, D, OUTPUTS, layers=1, **wrong)
+
+
+@every_head_count
+def test_attention_is_torchs_causal_attention(heads: int) -> None:
+    q, k, v = torch.randn(3, 4, heads, 7, 8, dtype=torch.float64).requires_grad_().unbind(0)
+    got = _short_attention(q, k, v)
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+    weight = torch.randn_like(got)
+    torch.testing.assert_close(
+        torch.autograd.grad(got, (q, k, v), weight),
+        torch.autograd.grad(expected, (q, k, v), weight),
+        rtol=0,
+        atol=1e-12,
+    )
+
+
+@every_head_count
+def test_bfloat16_autocast_runs_both_ways_and_stays_close(heads: int) -> None:
+    net = network(heads)
+    x = torch.randn(3, T, D)
+    expected = net(x, net.pos_embed, LABELS)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        full = net(x, net.pos_embed, LABELS)
+        cached = stepped(net, x, LABELS)
+    scale = expected.abs().max()
+    assert full.dtype == cached.dtype == torch.bfloat16
+    assert (full - expected).abs().max() <= TOLERANCE[torch.bfloat16] * scale
+    assert (cached - expected).abs().max() <= TOLERANCE[torch.bfloat16] * scale
+
+
+def test_a_cache_is_the_only_thing_that_steps_write_to() -> None:
+    net = network()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    attributes = {name: set(vars(module)) for name, module in net.named_modules()}
+    x, y = torch.randn(3, T, D), LABELS.clone()
+    x_before = x.clone()
+    with torch.no_grad():
+        first = stepped(net, x, y)
+        again = stepped(net, x, y)
+    assert torch.equal(first, again)
+    assert torch.equal(x, x_before)
+    assert torch.equal(y, LABELS)
+    assert attributes == {name: set(vars(module)) for name, module in net.named_modules()}
+    torch.testing.assert_close(dict(net.state_dict()), before, rtol=0, atol=0)
