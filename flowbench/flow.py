@@ -6,7 +6,7 @@ and ``log_det`` its sum over a sample ``[B]``, in nats.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -151,8 +151,10 @@ class Flow(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, across = shape
-        if height % patch or across % patch:
-            divisors = [n for n in range(1, min(height, across) + 1) if not (height % n or across % n)]
+        if patch < 1 or height % patch or across % patch:
+            divisors = [
+                n for n in range(1, min(height, across) + 1) if not (height % n or across % n)
+            ]
             raise UsageError(
                 f"patch {patch} does not divide images of {height}x{across} pixels: valid are "
                 + ", ".join(map(str, divisors))
@@ -162,7 +164,7 @@ class Flow(nn.Module):
         self.features = channels * patch * patch
         self.dims = self.tokens * self.features
         elementwise = parse(transform)
-        self.blocks = nn.ModuleList(
+        self.blocks: Sequence[AutoregressiveBlock] = nn.ModuleList(  # type: ignore[assignment]
             AutoregressiveBlock(
                 elementwise,
                 alternate(i),
@@ -223,4 +225,4 @@ class Flow(nn.Module):
             y ``[B]`` -> images ``[B, channels, height, width]``
         """
         z = torch.randn(len(y), self.tokens, self.features, generator=generator)
-        return self.inverse(z.to(y.device), y)
+        return self.inverse(z.to(self.blocks[0].network.pos_embed), y)

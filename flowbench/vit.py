@@ -3,6 +3,8 @@
 Shapes are in the letters of ``flow.py``.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -67,9 +69,7 @@ def _short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal attention by plain products: at T ≈ 50 on a CPU twice as fast as the fused kernel."""
     T, size = q.shape[-2:]
     mask = q.new_full((T, T), float("-inf")).triu(1)
-    scores = torch.baddbmm(
-        mask, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=size**-0.5
-    )
+    scores = torch.baddbmm(mask, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=size**-0.5)
     return torch.bmm(scores.softmax(-1).to(v.dtype), v.flatten(0, 1)).unflatten(0, q.shape[:2])
 
 
@@ -149,17 +149,17 @@ class CausalTransformer(nn.Module):
     ) -> None:
         super().__init__()
         heads = max(1, width // HEAD_DIM) if heads is None else heads
-        if width % heads:
+        if heads < 1 or width % heads:
             raise UsageError(f"width {width} is not divisible by its {heads} heads")
         if activation not in ACTIVATIONS:
-            raise UsageError(f"unknown activation {activation!r}: valid are {', '.join(ACTIVATIONS)}")
+            raise UsageError(
+                f"unknown activation {activation!r}: valid are {', '.join(ACTIVATIONS)}"
+            )
         self.tokens, self.width, self.heads = tokens, width, heads
         self.proj_in = nn.Linear(features, width)
         self.pos_embed = nn.Parameter(0.01 * torch.randn(tokens, width))
-        self.class_embed = (
-            nn.Parameter(0.01 * torch.randn(classes, 1, width)) if classes else None
-        )
-        self.layers = nn.ModuleList(
+        self.class_embed = nn.Parameter(0.01 * torch.randn(classes, 1, width)) if classes else None
+        self.layers: Sequence[Layer] = nn.ModuleList(  # type: ignore[assignment]
             Layer(width, heads, expansion, activation) for _ in range(layers)
         )
         self.proj_out = nn.Linear(width, outputs)
@@ -177,14 +177,17 @@ class CausalTransformer(nn.Module):
         """Run over up to T tokens at once.
 
         Shape:
-            x ``[B, ≤T, D]``, pos_embed ``[≤T, C]`` in the order of x, y ``[B]`` -> ``[B, ≤T, outputs]``
+            x ``[B, ≤T, D]``, pos_embed ``[≤T, C]`` in the order of x, y ``[B]``
+            -> ``[B, ≤T, outputs]``
         """
         x = self.proj_in(x) + (pos_embed + self.embed_class(y))
         for layer in self.layers:
             x = layer(x)
         return self.proj_out(x)
 
-    def step(self, x: Tensor, pos_embed: Tensor, class_embed: Tensor | float, cache: Cache) -> Tensor:
+    def step(
+        self, x: Tensor, pos_embed: Tensor, class_embed: Tensor | float, cache: Cache
+    ) -> Tensor:
         """Run over the next token; the cache grows by it.
 
         Shape:

@@ -1,4 +1,3 @@
-import itertools
 import math
 
 import pytest
@@ -28,14 +27,15 @@ SHAPES = {
 every_shape = pytest.mark.parametrize(("shape", "patch"), SHAPES.values(), ids=SHAPES.keys())
 
 
-def small(transform: str = "affine", **more: object) -> Flow:
+def small(transform: str = "affine", scale: float = 0.2, **more: object) -> Flow:
     arguments = {"shape": (1, 4, 6), "classes": 3, "blocks": 3, "layers": 2, "width": 16}
     arguments |= {"heads": 2, "patch": 2}
-    return wake(Flow(transform=transform, **(arguments | more)))
+    return wake(Flow(transform=transform, **(arguments | more)), scale)
 
 
 def tarflow(dtype: torch.dtype) -> tuple[Flow, PlainFlow, Tensor]:
-    flow = small(blocks=3, width=128, heads=None).to(dtype)
+    # Wide networks answer strongly, and an affine flow that amplifies at every token overflows.
+    flow = small(scale=0.05, width=128, heads=None).to(dtype)
     weights = {name: p.detach().clone().requires_grad_() for name, p in flow.named_parameters()}
     return flow, PlainFlow(weights, patch=2), torch.randn(3, 1, 4, 6, dtype=dtype)
 
@@ -267,9 +267,7 @@ def test_labels_matter_to_density_and_samples() -> None:
 def test_no_label_is_label_minus_one() -> None:
     flow = small()
     images = torch.randn(3, 1, 4, 6)
-    torch.testing.assert_close(
-        flow.log_prob(images), flow.log_prob(images, torch.full((3,), -1))
-    )
+    torch.testing.assert_close(flow.log_prob(images), flow.log_prob(images, torch.full((3,), -1)))
 
 
 def test_log_prob_of_a_new_flow_is_the_standard_normals() -> None:
@@ -435,9 +433,8 @@ def test_eight_trained_blocks_still_invert_in_float32(transform: str) -> None:
     torch.testing.assert_close(flow.inverse(z), images, rtol=0, atol=TOLERANCE["trained"])
 
 
-@pytest.mark.parametrize(
-    ("transform", "blocks"), itertools.product(["affine", "rqs-8"], [1, 3]), ids=str
-)
+@pytest.mark.parametrize("transform", ["affine", "rqs-8"])
+@pytest.mark.parametrize("blocks", [1, 3])
 def test_flow_has_the_named_parts(transform: str, blocks: int) -> None:
     flow = small(transform, blocks=blocks, layers=2)
     assert len(flow.blocks) == blocks

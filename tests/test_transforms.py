@@ -17,7 +17,6 @@ from flowbench.transforms.rqs import (
     MIN_WIDTH,
     RationalQuadraticSpline,
     rational_quadratic,
-    rational_quadratic_inverse,
 )
 
 f32, f64 = torch.float32, torch.float64
@@ -64,7 +63,7 @@ def parts(transform: Elementwise) -> tuple[Elementwise, ...]:
 
 
 def samples(transform: Elementwise) -> int:
-    return min(200_000, 2_000_000 // transform.num_params)
+    return min(50_000, 200_000 // transform.num_params)
 
 
 def draw(transform: Elementwise, scale: float, dtype: torch.dtype, n: int) -> tuple[Tensor, Tensor]:
@@ -117,9 +116,7 @@ def test_leading_dimensions_broadcast(name: str, dtype: torch.dtype, way: str) -
     transform = parse(name)
     x = torch.randn(4, 1, 3, dtype=dtype)
     params = torch.randn(5, 3, transform.num_params, dtype=dtype)
-    full = getattr(transform, way)(
-        x.expand(4, 5, 3).clone(), params.expand(4, 5, 3, -1).clone()
-    )
+    full = getattr(transform, way)(x.expand(4, 5, 3).clone(), params.expand(4, 5, 3, -1).clone())
     for got, expected in zip(getattr(transform, way)(x, params), full, strict=True):
         assert got.shape == (4, 5, 3)
         torch.testing.assert_close(got, expected)
@@ -153,7 +150,7 @@ def test_extreme_parameters_give_finite_values_and_gradients(
 ) -> None:
     transform = parse(name)
     levels = torch.tensor([-1e3, -30.0, -1.0, 0.0, 1.0, 30.0, 1e3], dtype=dtype)
-    rows = levels[torch.randint(len(levels), (200, transform.num_params))]
+    rows = levels[torch.randint(len(levels), (60, transform.num_params))]
     x, params = hard_points(transform, rows)
     x.requires_grad_()
     params.requires_grad_()
@@ -199,7 +196,7 @@ def test_strictly_increasing(name: str, dtype: torch.dtype, scale: float) -> Non
 
 def log_slope_bounds(transform: Elementwise) -> tuple[float, float]:
     """What the classes document; parts of a composition add up."""
-    documented = {"additive": (0.0, 0.0), "affine": (-9.0, 9.0), "rqs": (-8.0, 11.0)}
+    documented = {"additive": (0.0, 0.0), "affine": (-9.0, 9.0), "rqs": (-4.0, 9.0)}
     bounds = [documented[part.name.split("-")[0]] for part in parts(transform)]
     return sum(low for low, _ in bounds), sum(high for _, high in bounds)
 
@@ -207,11 +204,9 @@ def log_slope_bounds(transform: Elementwise) -> tuple[float, float]:
 @every_transform
 @every_dtype
 @pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 1e3])
-def test_log_slope_keeps_its_documented_bound(
-    name: str, dtype: torch.dtype, scale: float
-) -> None:
+def test_log_slope_keeps_its_documented_bound(name: str, dtype: torch.dtype, scale: float) -> None:
     transform = parse(name)
-    x, params = draw(transform, scale, dtype, samples(transform) // 4)
+    x, params = draw(transform, scale, dtype, samples(transform))
     hard_x, hard_params = hard_points(transform, params[:100])
     low, high = log_slope_bounds(transform)
     for log_slope in (
@@ -236,16 +231,27 @@ def test_inverse_undoes_forward(name: str, dtype: torch.dtype, scale: float) -> 
     assert error.max() <= TOLERANCE[dtype, scale]
 
 
+@pytest.mark.parametrize("name", ["affine", "rqs-2", "rqs-8", "rqs-32"])
+@pytest.mark.parametrize("scale", [1, 30], ids=["normal", "30 normal"])
+def test_inverse_undoes_forward_for_many_samples_in_float32(name: str, scale: float) -> None:
+    transform = parse(name)
+    worst = 0.0
+    for _ in range(4):  # 200,000 samples, in pieces that fit the processor's cache better
+        x, params = draw(transform, scale, f32, 50_000)
+        back, _ = transform.inverse(transform.forward(x, params)[0], params)
+        worst = max(worst, (back - x).abs().max().item())
+        assert not back.isnan().any()
+    assert worst <= TOLERANCE[f32, scale]
+
+
 @every_transform
 @every_dtype
 @every_scale
-def test_log_slopes_of_both_directions_cancel(
-    name: str, dtype: torch.dtype, scale: float
-) -> None:
+def test_log_slopes_of_both_directions_cancel(name: str, dtype: torch.dtype, scale: float) -> None:
     transform = parse(name)
-    x, params = draw(transform, scale, dtype, samples(transform) // 4)
+    x, params = draw(transform, scale, dtype, samples(transform))
     z, log_slope = transform.forward(x, params)
-    back, log_slope_back = transform.inverse(z, params)
+    _, log_slope_back = transform.inverse(z, params)
     # The inverse speaks of the point that it found: where a spline bends sharply, log dz/dx
     # changes by as much as it does between that point and x, however exact both slopes are.
     moved = TOLERANCE[dtype, scale] * amplification(transform, x, params)
@@ -309,7 +315,8 @@ def test_arguments_are_left_alone(name: str, way: str) -> None:
     assert torch.equal(params, before[1])
 
 
-@every_transform
+# One of every kind, and the spline without inner knots: a number of bins changes no code.
+@pytest.mark.parametrize("name", ["additive", "affine", "rqs-1", "rqs-8", "affine+rqs-8"])
 @both_ways
 def test_compiles_without_a_graph_break(name: str, way: str) -> None:
     torch.compiler.reset()
@@ -333,7 +340,7 @@ def test_log_slope_is_that_of_autograd(name: str, scale: float, way: str) -> Non
     torch.testing.assert_close(slope.log(), log_slope, rtol=0, atol=1e-7)
 
 
-@every_transform
+@pytest.mark.parametrize("name", ["additive", "affine", *SPLINES])
 @pytest.mark.parametrize("scale", [0, 1], ids=["zero", "normal"])
 def test_float32_agrees_with_float64(name: str, scale: float) -> None:
     transform = parse(name)
@@ -504,9 +511,6 @@ def test_spline_through_the_knots_of_the_paper_is_that_of_zuko() -> None:
     expected_z, expected_log_slope = oracle.call_and_ladj(x)
     torch.testing.assert_close(z, expected_z, rtol=0, atol=1e-12)
     torch.testing.assert_close(log_slope, expected_log_slope, rtol=0, atol=1e-12)
-    back, log_slope_back = rational_quadratic_inverse(z, *own)
-    torch.testing.assert_close(back, x, rtol=0, atol=1e-12)
-    torch.testing.assert_close(log_slope_back, -log_slope, rtol=0, atol=1e-12)
 
 
 def test_spline_passes_through_the_knots_of_the_paper_with_their_slopes() -> None:
@@ -540,7 +544,7 @@ def test_number_of_parameters(name: str, num_params: int) -> None:
         ("Affine", "'Affine'", "affine"),
         ("rqs", "'rqs'", "rqs-K"),
         ("rqs-x", "'rqs-x'", "rqs-K"),
-        ("rqs-1.5", "rqs-1.5", "rqs-K"),
+        ("rqs-1.5", "rqs-1.5", "valid are"),
         ("rqs--8", "'rqs--8'", "rqs-K"),
         ("rqs-8-3-1", "'rqs-8-3-1'", "rqs-K"),
         ("rqs-08", "'rqs-08'", "rqs-K"),
@@ -550,9 +554,9 @@ def test_number_of_parameters(name: str, num_params: int) -> None:
         ("affine+spline", "'spline' in 'affine+spline'", "rqs-K"),
         ("rqs-0", "rqs-0", "1 to 999"),
         ("rqs-1000", "rqs-1000", "1 to 999"),
-        ("rqs-8-0", "rqs-8-0", "above 0"),
-        ("rqs-8-inf", "rqs-8-inf", "finite"),
-        ("rqs-8-nan", "rqs-8-nan", "above 0"),
+        ("rqs-8-0", "rqs-8-0", "bound"),
+        ("rqs-8-inf", "rqs-8-inf", "bound"),
+        ("rqs-8-nan", "rqs-8-nan", "bound"),
     ],
     ids=lambda value: value or "empty",
 )

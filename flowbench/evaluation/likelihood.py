@@ -14,13 +14,14 @@ HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 def dequantise_uniform(pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Spread the 256 levels evenly over [−1, 1]; uint8 ``[...]`` -> float32 ``[...]``.
+    """Spread the 256 levels evenly over [−1, 1); uint8 ``[...]`` -> float32 ``[...]``.
 
     The density of the result bounds the probability of the pixels (Theis et al., 2015,
     https://arxiv.org/abs/1511.01844), so it is the protocol of every bpd.
     """
     noise = torch.rand(pixels.shape, generator=generator, device=pixels.device)
-    return (pixels + noise) * (2 / LEVELS) - 1
+    # White pixels and noise just below 1 would round up to the edge.
+    return ((pixels + noise) * (2 / LEVELS) - 1).clamp_max(1 - 2**-24)
 
 
 def dequantise_gaussian(
@@ -35,9 +36,9 @@ def dequantise_gaussian(
 
 
 def objective(z: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
-    """The two terms of the loss, each a mean over the batch, in nats per dimension.
+    r"""The two terms of the loss, each a mean over the batch, in nats per dimension.
 
-    .. math:: prior = ½‖z‖² / dims, \\qquad logdet = log\\_det / dims, \\qquad loss = prior − logdet
+    .. math:: prior = ½‖z‖² / dims, \quad logdet = log\_det / dims, \quad loss = prior − logdet
 
     The constant ½ log 2π of the Gaussian is left out, as in the curves that are reproduced.
 

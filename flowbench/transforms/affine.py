@@ -46,14 +46,16 @@ class Affine:
         x, params = widen(x, params)
         a, b = params.unbind(-1)
         a = soft_clip(a)
-        return (x - b) * torch.exp(-a), -a
+        z = (x - b) * torch.exp(-a)
+        return z, -a.expand_as(z)
 
     def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Map noise to data; see the class."""
         z, params = widen(z, params)
         a, b = params.unbind(-1)
         a = soft_clip(a)
-        return z * torch.exp(a) + b, a
+        x = z * torch.exp(a) + b
+        return x, a.expand_as(x)
 
     def outside(self, x: Tensor, params: Tensor) -> Tensor:
         """Nothing: an affine map acts everywhere."""

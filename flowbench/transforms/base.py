@@ -17,17 +17,17 @@ class Elementwise(Protocol):
     D; finite input and parameters give finite values and gradients; raw zeros are the identity;
     strictly increasing, with a documented bound on ``|log_slope|``; ``inverse`` undoes ``forward``;
     results are at least float32; no data-dependent control flow.
-
-    Attributes:
-        name: The string that ``parse`` turns back into this transform.
-        num_params: Raw parameters P per feature.
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The string that ``parse`` turns back into this transform."""
+        ...
 
     @property
-    def num_params(self) -> int: ...
+    def num_params(self) -> int:
+        """Raw parameters P per feature."""
+        ...
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Map data to noise.

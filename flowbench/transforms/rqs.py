@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 
 from flowbench.errors import UsageError
 from flowbench.transforms.base import widen
+from flowbench.transforms.pick import Pick
 
 BOUND = 4.0
 MIN_WIDTH = 1e-3
@@ -60,18 +61,21 @@ class RationalQuadraticSpline:
     bound: float = BOUND
 
     def __post_init__(self) -> None:
-        if not 1 <= self.bins < 1 / MIN_WIDTH:
+        if self.bins % 1 or not 1 <= self.bins < 1 / MIN_WIDTH:
             raise UsageError(
                 f"rqs-{self.bins}: {self.bins} bins do not fit; valid are 1 to "
                 f"{math.ceil(1 / MIN_WIDTH) - 1}, each at least {MIN_WIDTH} of the interval wide"
             )
-        if not self.bound > 0:
-            raise UsageError(f"rqs-{self.bins}-{self.bound:g}: the bound must be above 0")
+        if not 0 < self.bound < math.inf:
+            raise UsageError(f"rqs-{self.bins}-{self.bound:g}: valid is a finite bound above 0")
 
     @property
     def name(self) -> str:
         """``rqs-K``, with ``-B`` behind it where B is not the default."""
-        return f"rqs-{self.bins}" + (f"-{self.bound:g}" if self.bound != BOUND else "")
+        if self.bound == BOUND:
+            return f"rqs-{self.bins}"
+        whole = int(self.bound) == self.bound
+        return f"rqs-{self.bins}-{int(self.bound) if whole else self.bound}"
 
     @property
     def num_params(self) -> int:
@@ -86,39 +90,81 @@ class RationalQuadraticSpline:
         """
         K = self.bins
         widths, heights, bends = params.split([K, K, K - 1], dim=-1)
-        w = MIN_WIDTH + (1 - K * MIN_WIDTH) * widths.softmax(-1)
-        h = MIN_WIDTH + (1 - K * MIN_WIDTH) * heights.softmax(-1)
-        h = h + MIN_SLOPE * (w - h)
-        x_k, y_k = self._cumulate(w), self._cumulate(h)
-        s = y_k.diff(dim=-1) / x_k.diff(dim=-1)
-        left, right = s[..., :-1], s[..., 1:]
-        r = bends / (1 + bends.abs() / MAX_LOG_BEND)
-        inner = 2 * left * right / (left + right) * torch.exp(r)
-        return x_k, y_k, pad(inner, (1, 1), value=1.0)
+        w, h = self._sides(widths.softmax(-1), heights.softmax(-1))
+        s = h / w
+        inner = _mean_slope(s[..., :-1], s[..., 1:]) * torch.exp(_soft_clip(bends))
+        return self._corners(w), self._corners(h), pad(inner, (1, 1), value=1.0)
 
-    def _cumulate(self, fractions: Tensor) -> Tensor:
-        inner = (2 * self.bound) * fractions[..., :-1].cumsum(-1) - self.bound
+    def _corners(self, sides: Tensor) -> Tensor:
+        inner = (2 * self.bound) * sides[..., :-1].cumsum(-1) - self.bound
         return pad(pad(inner, (1, 0), value=-self.bound), (0, 1), value=self.bound)
+
+    def _sides(self, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Widths and heights of pieces over 2B from their shares p and q in the softmaxes."""
+        return self._share(p), self._share(q + MIN_SLOPE * (p - q))
+
+    def _share(self, p: Tensor, floors: Tensor | float = 1.0) -> Tensor:
+        return MIN_WIDTH * floors + (1 - self.bins * MIN_WIDTH) * p
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Map data to noise; see the class."""
         x, params = widen(x, params)
-        return rational_quadratic(x, *self.knots(params))
+        inside = x.clamp(-self.bound, self.bound)
+        return _outside_identity(x, inside, *_evaluate(inside, *self._piece(inside, params, 0)))
 
     def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Map noise to data; see the class."""
         z, params = widen(z, params)
-        return rational_quadratic_inverse(z, *self.knots(params))
+        inside = z.clamp(-self.bound, self.bound)
+        return _outside_identity(z, inside, *_solve(inside, *self._piece(inside, params, 1)))
 
     def outside(self, x: Tensor, params: Tensor) -> Tensor:
         """Inputs beyond ±B."""
         return x.abs() > self.bound
 
+    def _piece(self, inside: Tensor, params: Tensor, axis: int) -> tuple[Tensor, ...]:
+        """Find the piece of every feature: its corner, width, height and relative end slopes.
+
+        The same numbers as gathering from ``knots``, without making all K + 1 of them: what is
+        K wide is left to ``Pick``, the rest is elementwise.
+
+        Args:
+            inside: Values in [−B, B]: x for axis 0, z for axis 1.
+            params: Raw parameters.
+            axis: Whether pieces are looked up along x (0) or z (1).
+        """
+        shape = torch.broadcast_shapes(inside.shape, params.shape[:-1])
+        planes = params.expand(*shape, -1).movedim(-1, 0).flatten(1)
+        at = ((inside + self.bound) / (2 * self.bound)).expand(shape).flatten()
+        scale = 1 - self.bins * MIN_WIDTH
+        picked = Pick.apply(planes, at.detach(), self.bins, axis, MIN_WIDTH, scale, MIN_SLOPE)
+        k, p, p_left, p_right, q, q_left, q_right, p_sum, q_sum, r_left, r_right = (
+            value.view(shape) for value in picked
+        )
+        before = k.to(p.dtype)
+        x0 = self._share(p_sum, before)
+        y0 = self._share(q_sum + MIN_SLOPE * (p_sum - q_sum), before)
+        w, h = self._sides(p, q)
+        last = (
+            k == self.bins - 1
+        )  # whose far corner is B to the last bit, not up to a sum's rounding
+        w, h = torch.where(last, 1 - x0, w), torch.where(last, 1 - y0, h)
+        s = h / w
+        w_left, h_left = self._sides(p_left, q_left)
+        w_right, h_right = self._sides(p_right, q_right)
+        # Slopes at the ends over s: a harmonic mean is 2 s' / (s' + s) of s; at ±B the slope is 1.
+        a0 = _mean_slope(h_left / w_left, s) / s * torch.exp(_soft_clip(r_left))
+        a1 = _mean_slope(h_right / w_right, s) / s * torch.exp(_soft_clip(r_right))
+        a0 = torch.where(k == 0, 1 / s, a0)
+        a1 = torch.where(last, 1 / s, a1)
+        side = 2 * self.bound
+        return side * x0 - self.bound, side * w, side * y0 - self.bound, side * h, a0, a1
+
 
 def rational_quadratic(
     x: Tensor, x_k: Tensor, y_k: Tensor, slopes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Evaluate the spline through the given knots, the identity outside the outer ones.
+    """Evaluate the spline through given knots, the identity outside the outer ones.
 
     Args:
         x: Where to evaluate.
@@ -130,53 +176,69 @@ def rational_quadratic(
         x ``[...]``, each of the knots ``[..., K + 1]`` -> z, log dz/dx ``[...]``
     """
     inside = x.clamp(x_k[..., 0], x_k[..., -1])
-    k = (inside[..., None] >= x_k[..., 1:-1]).sum(-1, keepdim=True)
-    x0, w, y0, h, a0, a1 = _piece(k, x_k, y_k, slopes)
-    xi = (inside - x0) / w
-    bend = xi * (1 - xi) / _denominator(xi, a0, a1) * ((a0 - 1) * (1 - xi) - (a1 - 1) * xi)
-    s = h / w
-    # Grouped so that equal knots give back x itself, to the last bit.
-    z = s * inside + (y0 - s * x0) + h * bend
-    within = x == inside
-    return torch.where(within, z, x), torch.where(within, _log_slope(xi, s, a0, a1), 0.0)
+    piece = _between(inside, x_k, x_k, y_k, slopes)
+    return _outside_identity(x, inside, *_evaluate(inside, *piece))
 
 
 def rational_quadratic_inverse(
     z: Tensor, x_k: Tensor, y_k: Tensor, slopes: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Solve the spline for x; arguments as for ``rational_quadratic``.
+    """Solve the spline through given knots for x; arguments as for ``rational_quadratic``.
 
     Shape:
         z ``[...]``, each of the knots ``[..., K + 1]`` -> x, log dx/dz ``[...]``
     """
     inside = z.clamp(y_k[..., 0], y_k[..., -1])
-    k = (inside[..., None] >= y_k[..., 1:-1]).sum(-1, keepdim=True)
-    x0, w, y0, h, a0, a1 = _piece(k, x_k, y_k, slopes)
-    rho = (inside - y0) / h
-    # eqs. 6-8 divided by s_k; the root is the one that stays stable when the quadratic term
-    # vanishes, and rounding must not push the discriminant below zero.
+    piece = _between(inside, y_k, x_k, y_k, slopes)
+    return _outside_identity(z, inside, *_solve(inside, *piece))
+
+
+def _between(
+    inside: Tensor, along: Tensor, x_k: Tensor, y_k: Tensor, slopes: Tensor
+) -> tuple[Tensor, ...]:
+    """Gather the piece between the knots around each value: what ``_evaluate`` takes behind x."""
+    k = (inside[..., None] >= along[..., 1:-1]).sum(-1, keepdim=True)
+    x0, x1, y0, y1, d0, d1 = (
+        knots.expand(*inside.shape, -1).gather(-1, k + i)[..., 0]
+        for knots in (x_k, y_k, slopes)
+        for i in (0, 1)
+    )
+    w, h = x1 - x0, y1 - y0
+    s = h / w
+    return x0, w, y0, h, d0 / s, d1 / s
+
+
+def _evaluate(
+    x: Tensor, x0: Tensor, w: Tensor, y0: Tensor, h: Tensor, a0: Tensor, a1: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Eqs. 4 and 5 on a piece; a0 and a1 are the slopes at its ends relative to s_k."""
+    xi = ((x - x0) / w).clamp(0, 1)
+    s, eta = h / w, 1 - xi
+    # The chord from corner to corner, grouped so that rounding neither grows with s nor moves x at
+    # all where the corners and slopes are the identity's.
+    chord = torch.where(s > 1, x + ((y0 - x0) + (s - 1) * (x - x0)), s * x + (y0 - s * x0))
+    bend = xi * eta * ((a0 - 1) * eta - (a1 - 1) * xi) / _denominator(xi, eta, a0, a1)
+    return chord + h * bend, _log_slope(xi, s, a0, a1)
+
+
+def _solve(
+    z: Tensor, x0: Tensor, w: Tensor, y0: Tensor, h: Tensor, a0: Tensor, a1: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Eqs. 6 to 8 on a piece, divided by s_k; arguments as for ``_evaluate``.
+
+    Of the quadratic's two forms of its root this one is stable where its first coefficient
+    vanishes; rounding must not push the discriminant below zero.
+    """
+    rho = ((z - y0) / h).clamp(0, 1)
     c = rho * (a0 + a1 - 2)
     b = a0 - c
     discriminant = (b * b + 4 * rho * (1 - a0 + c)).clamp_min(1e-30)
     xi = (2 * rho / (b + discriminant.sqrt())).clamp(0, 1)
-    x = inside + ((x0 - y0) + (w * xi - h * rho))
-    within = z == inside
-    log_slope = _log_slope(xi, h / w, a0, a1)
-    return torch.where(within, x, z), torch.where(within, -log_slope, 0.0)
+    return z + ((x0 - y0) + (w * xi - h * rho)), -_log_slope(xi, h / w, a0, a1)
 
 
-def _piece(k: Tensor, x_k: Tensor, y_k: Tensor, slopes: Tensor) -> tuple[Tensor, ...]:
-    """Pick piece k: its corner, width and height, and the slopes at its ends relative to s_k."""
-    x0, x1 = x_k.gather(-1, k)[..., 0], x_k.gather(-1, k + 1)[..., 0]
-    y0, y1 = y_k.gather(-1, k)[..., 0], y_k.gather(-1, k + 1)[..., 0]
-    w, h = x1 - x0, y1 - y0
-    s = h / w
-    a0, a1 = slopes.gather(-1, k)[..., 0] / s, slopes.gather(-1, k + 1)[..., 0] / s
-    return x0, w, y0, h, a0, a1
-
-
-def _denominator(xi: Tensor, a0: Tensor, a1: Tensor) -> Tensor:
-    return 1 + (a0 + a1 - 2) * xi * (1 - xi)
+def _denominator(xi: Tensor, eta: Tensor, a0: Tensor, a1: Tensor) -> Tensor:
+    return 1 + (a0 + a1 - 2) * xi * eta
 
 
 def _log_slope(xi: Tensor, s: Tensor, a0: Tensor, a1: Tensor) -> Tensor:
@@ -184,4 +246,20 @@ def _log_slope(xi: Tensor, s: Tensor, a0: Tensor, a1: Tensor) -> Tensor:
     eta = 1 - xi
     left, middle, right = eta * eta, 2 * xi * eta, xi * xi
     ratio = (a0 * left + middle + a1 * right) / (left + middle + right)
-    return torch.log(s * ratio / _denominator(xi, a0, a1) ** 2)
+    return torch.log(s * ratio / _denominator(xi, eta, a0, a1).square())
+
+
+def _mean_slope(s: Tensor, other: Tensor) -> Tensor:
+    return 2 * s * other / (s + other)
+
+
+def _soft_clip(r: Tensor) -> Tensor:
+    return r / (1 + r.abs() / MAX_LOG_BEND)
+
+
+def _outside_identity(
+    x: Tensor, inside: Tensor, z: Tensor, log_slope: Tensor
+) -> tuple[Tensor, Tensor]:
+    # The spline saw the clamped x: selecting behind a clamp keeps the gradients outside finite.
+    within = x == inside
+    return torch.where(within, z, x), torch.where(within, log_slope, 0.0)

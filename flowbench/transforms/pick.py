@@ -1,0 +1,106 @@
+"""The K-wide part of a spline: softmaxes, running sums, bin search and selection, fast both ways.
+
+Autograd would keep and traverse a dozen tensors K wide; by hand it takes two, and the gradient of
+everything behind the selection is elementwise. Memory runs along the features, not the bins, so
+that the processor's vectors are full.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class Pick(torch.autograd.Function):
+    """Select, for each of N features, what its piece needs from K widths, heights and K − 1 bends.
+
+    With p and q the softmaxes of the raw widths and heights, gives the piece's number k; p and q of
+    piece k and of its left and right neighbours (at the ends: of k itself); the sums of p and of q
+    over the pieces before k; and the raw bends at the piece's two ends (at ±B: of any knot).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        planes: Tensor,
+        at: Tensor,
+        bins: int,
+        axis: int,
+        floor: float,
+        scale: float,
+        mix: float,
+    ) -> tuple[Tensor, ...]:
+        """Search and select.
+
+        Args:
+            ctx: Autograd's.
+            planes: Raw parameters.
+            at: Where to look, in [0, 1].
+            bins: K.
+            axis: 0 looks along the widths, 1 along the heights.
+            floor: Least side of a piece.
+            scale: Side of a piece above the floor, over its share.
+            mix: Part of the widths in the heights.
+
+        Shape:
+            planes ``[3K - 1, N]``, at ``[N]`` -> int64 k and ten values, each ``[N]``
+        """
+        widths, heights, bends = planes.split([bins, bins, bins - 1])
+        p, q = widths.softmax(0), heights.softmax(0)
+        p_sums, q_sums = _running(p), _running(q)
+        corners = p_sums if axis == 0 else q_sums + mix * (p_sums - q_sums)
+        k = torch.zeros_like(at, dtype=torch.int64)
+        for j in range(1, bins):
+            k = k + (at >= corners[j] * scale + j * floor)
+        neighbours = _neighbours(k, bins)
+        picked = [share.gather(0, i)[0] for share in (p, q) for i in neighbours]
+        picked += [sums.gather(0, k[None])[0] for sums in (p_sums, q_sums)]
+        if bins > 1:
+            picked += [bends.gather(0, i)[0] for i in _ends(k, bins)]
+        else:
+            picked += [torch.zeros_like(at), torch.zeros_like(at)]
+        ctx.save_for_backward(p, q, k)
+        ctx.mark_non_differentiable(k)
+        return k, *picked
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Spread the gradients over the K planes, through the softmaxes."""
+        p, q, k = ctx.saved_tensors
+        bins = len(p)
+        before = [k > j for j in range(bins)]
+        parts = []
+        for share, own, total in (
+            (p, gradients[:3], gradients[6]),
+            (q, gradients[3:6], gradients[7]),
+        ):
+            gradient = torch.stack([total * flag for flag in before])
+            for i, value in zip(_neighbours(k, bins), own, strict=True):
+                gradient.scatter_add_(0, i, value[None])
+            parts.append((gradient - (gradient * share).sum(0)) * share)
+        if bins > 1:
+            gradient = torch.zeros_like(p[1:])
+            for i, value in zip(_ends(k, bins), gradients[8:], strict=True):
+                gradient.scatter_add_(0, i, value[None])
+            parts.append(gradient)
+        return torch.cat(parts), None, None, None, None, None, None
+
+
+def _running(shares: Tensor) -> Tensor:
+    """Sums over the planes before each; a loop, for ``cumsum`` across planes is slow."""
+    sums = [torch.zeros_like(shares[0])]
+    for share in shares[:-1]:
+        sums.append(sums[-1] + share)
+    return torch.stack(sums)
+
+
+def _neighbours(k: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of the piece itself, its left and its right neighbour, as ``gather`` wants them."""
+    return k[None], (k - 1).clamp_min(0)[None], (k + 1).clamp_max(bins - 1)[None]
+
+
+def _ends(k: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """Indices of the inner knots at the piece's left and right end."""
+    return (k - 1).clamp_min(0)[None], k.clamp_max(bins - 2)[None]
