@@ -72,16 +72,24 @@ class AutoregressiveBlock(nn.Module):
             x ``[B, T, D]``, y ``[B]`` -> x, z, log_slope ``[B, T, D]``, params ``[B, T, D, P]``
         """
         x = self.order(x, 1)
-        pos_embed = self.order(self.network.pos_embed, 0)
-        # The last patch conditions nothing, so the network never sees it.
-        raw = self.network(x[:, :-1], pos_embed[:-1], y)
-        params = self._split(nn.functional.pad(raw, (0, 0, 1, 0)))
-        return Step(x, params, *self.transform.forward(x, params))
+        params, z, log_slope = self._transform(x, y)
+        pad = nn.functional.pad
+        return Step(x, pad(params, (0, 0, 0, 0, 1, 0)), z, pad(log_slope, (0, 0, 1, 0)))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data to noise; x ``[B, T, D]``, y ``[B]`` -> z ``[B, T, D]``, log_det ``[B]``."""
-        step = self.trace(x, y)
-        return self.order(step.z, 1), step.log_slope.sum((1, 2))
+        _, z, log_slope = self._transform(self.order(x, 1), y)
+        return self.order(z, 1), log_slope.sum((1, 2))
+
+    def _transform(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Transform all patches but the first: their params, all of z, their log-slopes."""
+        pos_embed = self.order(self.network.pos_embed, 0)
+        # The last patch conditions nothing, so the network never sees it.
+        params = self._split(self.network(x[:, :-1], pos_embed[:-1], y))
+        # In memory as the network leaves its outputs: features first.
+        rest = x[:, 1:].permute(2, 0, 1).contiguous().permute(1, 2, 0)
+        rest, log_slope = self.transform.forward(rest, params)
+        return params, torch.cat([x[:, :1], rest], 1), log_slope
 
     @torch.no_grad()
     def inverse(self, z: Tensor, y: Tensor | None = None) -> Tensor:
@@ -152,12 +160,10 @@ class Flow(nn.Module):
         super().__init__()
         channels, height, across = shape
         if patch < 1 or height % patch or across % patch:
-            divisors = [
-                n for n in range(1, min(height, across) + 1) if not (height % n or across % n)
-            ]
+            common = math.gcd(height, across)
+            valid = ", ".join(str(n) for n in range(1, common + 1) if common % n == 0)
             raise UsageError(
-                f"patch {patch} does not divide images of {height}x{across} pixels: valid are "
-                + ", ".join(map(str, divisors))
+                f"patch {patch} does not divide images of {height}x{across}: valid are {valid}"
             )
         self.shape, self.classes, self.patch = shape, classes, patch
         self.tokens = (height // patch) * (across // patch)

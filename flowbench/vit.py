@@ -183,7 +183,11 @@ class CausalTransformer(nn.Module):
         x = self.proj_in(x) + (pos_embed + self.embed_class(y))
         for layer in self.layers:
             x = layer(x)
-        return self.proj_out(x)
+        # The head's product the other way round: each of its outputs is then contiguous over the
+        # tokens, as elementwise transforms want their parameters, without a transposing copy.
+        head = self.proj_out
+        raw = torch.addmm(head.bias[:, None], head.weight, x.flatten(0, 1).t())
+        return raw.unflatten(1, x.shape[:2]).permute(1, 2, 0)
 
     def step(
         self, x: Tensor, pos_embed: Tensor, class_embed: Tensor | float, cache: Cache

@@ -29,9 +29,8 @@ class Affine:
         x ``[..., D]``, params ``[..., D, 2]`` -> z, log_slope ``[..., D]``
 
     Example:
-        >>> z, log_slope = Affine().forward(torch.tensor([3.0]), torch.tensor([[0.0, 1.0]]))
-        >>> z.item(), log_slope.item()
-        (2.0, 0.0)
+        >>> Affine().forward(torch.tensor([3.0]), torch.tensor([[-1.0, 1.0]]))
+        (tensor([5.4366]), tensor([1.]))
 
     References:
         Zhai et al., *Normalizing Flows are Capable Generative Models* (2024),

@@ -50,9 +50,10 @@ class Pick(torch.autograd.Function):
         p, q = widths.softmax(0), heights.softmax(0)
         p_sums, q_sums = _running(p), _running(q)
         corners = p_sums if axis == 0 else q_sums + mix * (p_sums - q_sums)
-        k = torch.zeros_like(at, dtype=torch.int64)
-        for j in range(1, bins):
-            k = k + (at >= corners[j] * scale + j * floor)
+        floors = floor * torch.arange(bins, dtype=at.dtype, device=at.device)[:, None]
+        # In place, since a comparison's booleans would have to be widened again to be counted.
+        past = at - (corners * scale + floors)[1:]
+        k = past.ge_(0).sum(0).long()
         neighbours = _neighbours(k, bins)
         picked = [share.gather(0, i)[0] for share in (p, q) for i in neighbours]
         picked += [sums.gather(0, k[None])[0] for sums in (p_sums, q_sums)]
@@ -70,30 +71,30 @@ class Pick(torch.autograd.Function):
         """Spread the gradients over the K planes, through the softmaxes."""
         p, q, k = ctx.saved_tensors
         bins = len(p)
-        before = [k > j for j in range(bins)]
-        parts = []
-        for share, own, total in (
-            (p, gradients[:3], gradients[6]),
-            (q, gradients[3:6], gradients[7]),
-        ):
-            gradient = torch.stack([total * flag for flag in before])
-            for i, value in zip(_neighbours(k, bins), own, strict=True):
+        spread = p.new_zeros(3 * bins - 1, len(k))
+        shares = spread.split([bins, bins, bins - 1])
+        own, sums = (gradients[:3], gradients[3:6]), gradients[6:8]
+        for share, gradient, at_k, total in zip((p, q), shares[:2], own, sums, strict=True):
+            # A sum over the pieces before k: its gradient goes to all of them.
+            gradient.scatter_(0, (k - 1).clamp_min(0)[None], total.where(k > 0, 0.0)[None])
+            for j in reversed(range(bins - 1)):
+                gradient[j] += gradient[j + 1]
+            for i, value in zip(_neighbours(k, bins), at_k, strict=True):
                 gradient.scatter_add_(0, i, value[None])
-            parts.append((gradient - (gradient * share).sum(0)) * share)
+            gradient.sub_((gradient * share).sum(0)).mul_(share)
         if bins > 1:
-            gradient = torch.zeros_like(p[1:])
             for i, value in zip(_ends(k, bins), gradients[8:], strict=True):
-                gradient.scatter_add_(0, i, value[None])
-            parts.append(gradient)
-        return torch.cat(parts), None, None, None, None, None, None
+                shares[2].scatter_add_(0, i, value[None])
+        return spread, None, None, None, None, None, None
 
 
 def _running(shares: Tensor) -> Tensor:
     """Sums over the planes before each; a loop, for ``cumsum`` across planes is slow."""
-    sums = [torch.zeros_like(shares[0])]
-    for share in shares[:-1]:
-        sums.append(sums[-1] + share)
-    return torch.stack(sums)
+    sums = torch.zeros_like(shares)
+    sums[1:] = shares[:-1]
+    for j in range(2, len(sums)):
+        sums[j] += sums[j - 1]
+    return sums
 
 
 def _neighbours(k: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -134,20 +134,21 @@ class RationalQuadraticSpline:
             axis: Whether pieces are looked up along x (0) or z (1).
         """
         shape = torch.broadcast_shapes(inside.shape, params.shape[:-1])
-        planes = params.expand(*shape, -1).movedim(-1, 0).flatten(1)
-        at = ((inside + self.bound) / (2 * self.bound)).expand(shape).flatten()
+        # Parameters outermost, then features: the order in which a flow's network leaves them.
+        planes = params.expand(*shape, -1).movedim((-1, -2), (0, 1))
+        at = ((inside + self.bound) / (2 * self.bound)).expand(shape).movedim(-1, 0)
         scale = 1 - self.bins * MIN_WIDTH
-        picked = Pick.apply(planes, at.detach(), self.bins, axis, MIN_WIDTH, scale, MIN_SLOPE)
+        picked = Pick.apply(
+            planes.flatten(1), at.detach().flatten(), self.bins, axis, MIN_WIDTH, scale, MIN_SLOPE
+        )
         k, p, p_left, p_right, q, q_left, q_right, p_sum, q_sum, r_left, r_right = (
-            value.view(shape) for value in picked
+            value.view(at.shape).movedim(0, -1) for value in picked
         )
         before = k.to(p.dtype)
         x0 = self._share(p_sum, before)
         y0 = self._share(q_sum + MIN_SLOPE * (p_sum - q_sum), before)
         w, h = self._sides(p, q)
-        last = (
-            k == self.bins - 1
-        )  # whose far corner is B to the last bit, not up to a sum's rounding
+        last = k == self.bins - 1  # its far corner is B itself, not up to a sum's rounding
         w, h = torch.where(last, 1 - x0, w), torch.where(last, 1 - y0, h)
         s = h / w
         w_left, h_left = self._sides(p_left, q_left)
