@@ -1,14 +1,18 @@
 """The command line; what is heavy is imported by the command that needs it."""
 
 import argparse
-import os
+import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 
 from flowbench.errors import Interrupted, UsageError
+from flowbench.terminal import Parser, positive, say
 
 INTERRUPTED = 130
+RESULTS = Path("results")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,18 +23,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command in ("-h", "--help"):
         print(_overview())
         return 0
+    before = signal.signal(signal.SIGTERM, _stop)
     try:
         if command not in COMMANDS:
             raise UsageError(f"unknown command {command!r}: valid are {', '.join(COMMANDS)}")
         COMMANDS[command](rest)
     except KeyboardInterrupt as stopped:
-        print(f"\nflowbench: {stopped or 'stopped'}", file=sys.stderr)
+        say(" ".join(str(stopped).split()) or "stopped")
         return INTERRUPTED
     except (UsageError, OSError) as error:
         if debug:
             raise
-        print(f"flowbench: error: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"error: {' '.join(str(error).split())}")
         return 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 
@@ -41,20 +48,24 @@ def train(arguments: Sequence[str]) -> None:
     parser = config.experiment_parser("flowbench train", _first_line(train))
     _add_results(parser)
     parser.add_argument("--resume", metavar="RUN", help="go on with this stopped run")
-    parsed = parser.parse_args(arguments)
+    experiment, parsed = config.parse(parser, arguments)
     say("loading torch and lightning")
     from flowbench.experiment import run
     from flowbench.tracking.store import Store
 
+    if parsed.resume and experiment != config.Experiment():
+        raise UsageError("--resume goes on with the recorded options: give no others")
     store = Store(parsed.results)
-    experiment = config.as_experiment(parser, parsed)
     if parsed.resume:
-        experiment = store.experiment(parsed.resume)
+        experiment = store.stopped(parsed.resume)
     try:
         record = run(experiment, store, resume=parsed.resume)
     except Interrupted as stopped:
-        again = f"flowbench train --resume {stopped.run_id}"
-        raise Interrupted(f"{stopped}; go on with: {again}", stopped.run_id) from stopped
+        raise _with_command(
+            stopped, ["train", "--resume", stopped.run_id], parsed.results
+        ) from None
+    if not record.run_id:
+        return  # the first process tells the result of all
     print(f"run {record.run_id}")
     for key in ("test/bpd", "test/loss", "test/prior", "test/logdet"):
         if key in record.metrics:
@@ -70,7 +81,7 @@ def sweep(arguments: Sequence[str]) -> None:
     from flowbench.study import read
 
     study = read(parsed.study, parsed.scale)
-    say(f"study {study.name}: {len(study.points)} runs; {study.cost}")
+    say(f"study {study.name}: {study.cost}")
     if parsed.dry_run:
         for point in study.points:
             print(" ".join(f"{key}={value}" for key, value in point.values.items()))
@@ -82,8 +93,8 @@ def sweep(arguments: Sequence[str]) -> None:
     try:
         runner.sweep(study, store)
     except Interrupted as stopped:
-        again = f"flowbench sweep {parsed.study} --scale {parsed.scale}"
-        raise Interrupted(f"{stopped}; go on with: {again}", stopped.run_id) from stopped
+        again = ["sweep", str(parsed.study), "--scale", parsed.scale]
+        raise _with_command(stopped, again, parsed.results) from None
     report([study.name, "--results", str(parsed.results)])
 
 
@@ -98,7 +109,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     """Measure the test likelihood of a run or a checkpoint."""
     parser = _parser("evaluate", evaluate)
     _add_run(parser)
-    parser.add_argument("--draws", type=int, default=4, help="passes, each with its own noise")
+    parser.add_argument("--draws", type=positive, default=4, help="passes, each with its own noise")
     parsed = parser.parse_args(arguments)
     say("loading torch and lightning")
     from flowbench.experiment import test
@@ -113,7 +124,7 @@ def sample(arguments: Sequence[str]) -> None:
     """Draw images of every class from a run or a checkpoint."""
     parser = _parser("sample", sample)
     _add_run(parser)
-    parser.add_argument("--rows", type=int, default=10, help="images of each class")
+    parser.add_argument("--rows", type=positive, default=10, help="images of each class")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
     parser.add_argument("--out", type=Path, default=Path("samples.png"), help="PNG to write")
     parsed = parser.parse_args(arguments)
@@ -126,7 +137,7 @@ def sample(arguments: Sequence[str]) -> None:
 
     module = load(Store(parsed.results).checkpoint_of(parsed.run))
     images = grid(draw_classes(module.flow, module.classes, parsed.rows, parsed.seed))
-    Image.fromarray(images.squeeze()).save(parsed.out)
+    Image.fromarray(images.squeeze()).save(parsed.out, format="PNG")
     print(parsed.out)
 
 
@@ -152,25 +163,25 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 }
 
 
-def say(text: str) -> None:
-    """Tell at once what is being done, on standard error."""
-    print(f"flowbench: {text}", file=sys.stderr, flush=True)
+def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    """Let SIGTERM end a command as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
-class _OneLineParser(argparse.ArgumentParser):
-    """Leaves telling an error to ``main``."""
-
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UsageError(f"{message}; see {self.prog} --help")
+def _with_command(stopped: Interrupted, command: Sequence[str], results: Path) -> Interrupted:
+    """Add the command that goes on."""
+    elsewhere = [] if results == RESULTS else ["--results", str(results)]
+    again = shlex.join(["flowbench", *command, *elsewhere])
+    return Interrupted(f"{stopped}; go on with: {again}", stopped.run_id)
 
 
 def _parser(name: str, command: Callable[..., None]) -> argparse.ArgumentParser:
-    return _OneLineParser(prog=f"flowbench {name}", description=_first_line(command))
+    return Parser(prog=f"flowbench {name}", description=_first_line(command))
 
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="directory of all that is recorded"
+        "--results", type=Path, default=RESULTS, help="directory of all that is recorded"
     )
 
 
@@ -193,7 +204,7 @@ def _overview() -> str:
     lines = ["usage: flowbench COMMAND [--debug] ...", ""]
     lines += [f"  {name:<9} {_first_line(command)}" for name, command in COMMANDS.items()]
     lines += ["", "flowbench COMMAND --help tells the options; --debug shows an error's traceback."]
-    return os.linesep.join(lines)
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,22 @@
-"""What happens around the training steps: timing, recording, pictures, exact resumption, signals."""
+"""What happens around the training steps: timing, recording, pictures, averages, signals."""
 
 import os
-import random
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 
-from flowbench.errors import Interrupted
+from flowbench.errors import Interrupted, UsageError
+from flowbench.means import Means
+from flowbench.terminal import say
 
 CHECKPOINT_SECONDS = 120.0
 
@@ -28,60 +28,49 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self,
         checkpoint: dict[str, Any],
         path: str | Path,
-        storage_options: Any | None = None,  # noqa: ARG002 - the signature is Lightning's
+        storage_options: Any | None = None,
     ) -> None:
-        """Save; a failure (a full disk, say) leaves an earlier checkpoint at ``path`` intact."""
+        """Save.
+
+        Raises:
+            UsageError: It cannot be written (a full disk, say); an earlier one at ``path`` stays.
+        """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f"{path.name}.partial")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
             partial.replace(path)
+        except (OSError, RuntimeError) as error:  # torch's writer hides the one behind the other
+            raise UsageError(f"checkpoint {path} cannot be written: {error}") from error
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):  # there is none after success
+                partial.unlink()
 
 
-class RandomState(Callback):
-    """Keeps the random generators' states in checkpoints, which Lightning does not.
+class Average(EMAWeightAveraging):
+    """Moving average of the weights, which takes the place of the weights wherever they are judged.
 
-    Together with the loader's own state, a resumed run draws exactly what an uninterrupted one
-    would have drawn.
+    Args:
+        decay: Share of the earlier average that every step keeps.
     """
 
-    def on_save_checkpoint(
-        self,
-        trainer: Trainer,  # noqa: ARG002
-        pl_module: LightningModule,  # noqa: ARG002
-        checkpoint: dict[str, Any],
-    ) -> None:
-        """Store plain values only, so that the file loads with ``weights_only=True``."""
-        version, internal, gauss = random.getstate()
-        name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
-        checkpoint["random_state"] = {
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-            "python": (version, list(internal), gauss),
-            "numpy": (name, keys.tolist(), int(position), int(has_gauss), float(cached)),
-        }
+    def __init__(self, decay: float) -> None:
+        super().__init__(decay=decay)
 
-    def on_load_checkpoint(
-        self,
-        trainer: Trainer,  # noqa: ARG002
-        pl_module: LightningModule,  # noqa: ARG002
-        checkpoint: dict[str, Any],
-    ) -> None:
-        """Restore here: when training starts, the loader's iterator already exists."""
-        state = checkpoint["random_state"]
-        torch.set_rng_state(state["torch"])
-        if len(state["cuda"]) == torch.cuda.device_count() > 0:
-            torch.cuda.set_rng_state_all(state["cuda"])
-        version, internal, gauss = state["python"]
-        random.setstate((version, tuple(internal), gauss))
-        name, keys, *rest = state["numpy"]
-        np.random.set_state((name, np.array(keys, dtype=np.uint32), *rest))  # noqa: NPY002
+    @contextmanager
+    def in_place(self, trainer: Trainer, module: LightningModule) -> Iterator[None]:
+        """Evaluate the average inside, as Lightning does around a validation."""
+        self.on_validation_epoch_start(trainer, module)
+        yield
+        self.on_validation_epoch_end(trainer, module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put the average in place also where a resumed run had no step left to train."""
+        self.on_train_end(trainer, pl_module)
 
 
 class EpochClock(Callback):
@@ -91,67 +80,78 @@ class EpochClock(Callback):
     """
 
     def __init__(self) -> None:
-        self._seconds = 0.0
-        self._images = 0
+        self._clear()
         self._since: float | None = None
+        self._paused = False
 
-    def lap(self) -> tuple[float, int]:
-        """Give the seconds and the images (on all devices) since the last lap, and start anew."""
-        lap = self._seconds, self._images
-        self._seconds, self._images = 0.0, 0
+    def lap(self) -> tuple[float, int, int]:
+        """Give the seconds, images (of all devices) and batches since the last lap; start anew."""
+        self._stop()
+        lap = self._seconds, self._images, self._batches
+        self._clear()
         return lap
 
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Leave out what happens inside."""
-        running = self._since is not None
-        self._stop()
+        running = self._stop()
         yield
         if running:
             self._start()
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start: Lightning does not start an epoch again that is resumed in its middle."""
+        self._start()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with the first batch's loading."""
         self._start()
 
     def on_train_batch_end(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,  # noqa: ARG002
-        outputs: Any,  # noqa: ARG002
+        pl_module: LightningModule,
+        outputs: Any,
         batch: Any,
         batch_idx: int,
     ) -> None:
         """Count the batch, and stop behind the last one."""
         self._images += len(batch[0]) * trainer.world_size
+        self._batches += 1
         if batch_idx + 1 == trainer.num_training_batches:
             self._stop()
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Stop for a validation in mid-epoch."""
-        self._mid_epoch = self._since is not None
-        self._stop()
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave out a validation in mid-epoch."""
+        self._paused = self._stop()
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Go on after a validation in mid-epoch."""
-        if self._mid_epoch:
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on after it."""
+        if self._paused:
             self._start()
 
     def state_dict(self) -> dict[str, Any]:
         """Keep what an epoch in progress has taken so far."""
-        return {"seconds": self._seconds, "images": self._images}
+        return {"seconds": self._seconds, "images": self._images, "batches": self._batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         self._seconds, self._images = state_dict["seconds"], state_dict["images"]
+        self._batches = state_dict["batches"]
+
+    def _clear(self) -> None:
+        self._seconds, self._images, self._batches = 0.0, 0, 0
 
     def _start(self) -> None:
         self._since = self._now()
 
-    def _stop(self) -> None:
-        if self._since is not None:
-            self._seconds += self._now() - self._since
-            self._since = None
+    def _stop(self) -> bool:
+        """Stop, and tell whether the clock was running."""
+        if self._since is None:
+            return False
+        self._seconds += self._now() - self._since
+        self._since = None
+        return True
 
     @staticmethod
     def _now() -> float:
@@ -165,24 +165,35 @@ class EpochRecord(Callback):
 
     Args:
         clock: The clock of the same trainer.
+        trained: What the module measures in training.
+        evaluated: What it measures in validation.
         record: Takes the metrics by name, and the number of the epoch (from 1).
     """
 
-    def __init__(self, clock: EpochClock, record: Callable[[dict[str, float], int], None]) -> None:
+    def __init__(
+        self,
+        clock: EpochClock,
+        trained: Means,
+        evaluated: Means,
+        record: Callable[[dict[str, float], int], None],
+    ) -> None:
         self.clock = clock
+        self.trained = trained
+        self.evaluated = evaluated
         self.record = record
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Collect what was logged, the time and the rate."""
-        seconds, images = self.clock.lap()
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Collect the means, the time and the rate; no time for an epoch that ended early."""
+        seconds, images, batches = self.clock.lap()
+        metrics = {**self.trained.take(), **self.evaluated.take()}
         if not trainer.is_global_zero:
             return
         epoch = trainer.current_epoch + 1
-        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
         metrics["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-        metrics["seconds_per_epoch"] = seconds
-        metrics["images_per_second"] = images / seconds
-        metrics["first_epoch"] = float(epoch == 1)
+        if batches == trainer.num_training_batches:
+            metrics["seconds_per_epoch"] = seconds
+            metrics["images_per_second"] = images / seconds
+            metrics["first_epoch"] = float(epoch == 1)
         self.record(metrics, epoch)
 
 
@@ -198,7 +209,7 @@ class EveryEpochs(Callback):
         self.every = every
         self.act = act
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Act where it is time, on one process."""
         epoch = trainer.current_epoch + 1
         if self.every and epoch % self.every == 0 and trainer.is_global_zero:
@@ -208,7 +219,7 @@ class EveryEpochs(Callback):
 class KeepGoing(Callback):
     """Saves what a kill would lose: now and then in mid-epoch, and when a signal asks to stop.
 
-    A first SIGINT or SIGTERM lets the batch end, saves and raises ``Interrupted``, since a signal in
+    A first SIGINT or SIGTERM lets the step end, saves and raises ``Interrupted``, since a signal in
     the middle of an optimiser step leaves weights that no run has; a second one stops at once.
 
     Args:
@@ -219,6 +230,7 @@ class KeepGoing(Callback):
     def __init__(self, path: Path, clock: EpochClock) -> None:
         self.path = path
         self.clock = clock
+        self._place: dict[str, Any] | None = None
         self._asked = False
         self._training = False
         self._saved = time.monotonic()
@@ -234,49 +246,75 @@ class KeepGoing(Callback):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._asked or not self._training:
             raise KeyboardInterrupt
         self._asked = True
-        print("\nstopping after this batch; press again to stop at once", file=sys.stderr)
+        say("stopping after this step; once more to stop at once")
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """From here on a signal waits for the end of a batch."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the next batch; from here on a signal waits for the end of a step."""
+        if self._place:
+            self._loader(trainer).load_state_dict(self._place)
         self._training = True
+        # Lightning has put a handler of its own before ours, which stops without saving.
+        signal.signal(signal.SIGTERM, self._on_signal)
 
     def on_train_batch_end(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,  # noqa: ARG002
-        outputs: Any,  # noqa: ARG002
-        batch: Any,  # noqa: ARG002
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save if asked to stop or if it is time; the last batch's save waits for validation."""
-        last = batch_idx + 1 == trainer.num_training_batches
-        due = time.monotonic() - self._saved > CHECKPOINT_SECONDS
-        if not last and (due or self._asked):
-            self._save(trainer)
-            self._stop_if_asked()
+        """Save if asked to stop or if it is time, where the state is whole.
 
-    def on_validation_batch_end(self, *_: Any) -> None:
-        """Stop without saving: the epoch's last state is not whole before its end."""
-        self._stop_if_asked()
+        Between the batches of one step it lacks their gradients; and resumed behind an epoch's last
+        batch, Lightning would leave out the validation.
+        """
+        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if whole and batch_idx + 1 < trainer.num_training_batches:
+            due = time.monotonic() - self._saved > CHECKPOINT_SECONDS
+            # Saving and stopping take all devices, so they have to agree.
+            if trainer.strategy.reduce_boolean_decision(due or self._asked, all=False):
+                self._save(trainer)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the finished epoch."""
         self._save(trainer)
-        self._stop_if_asked()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keep the loader's place.
+
+        Lightning's own way to do so brings a loader back only if it did not exist before, and the
+        learning rate's schedule needs it earlier, to count the steps.
+        """
+        checkpoint["loader"] = self._loader(trainer).state_dict()
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember the loader's place until there is a loader."""
+        self._place = checkpoint["loader"]
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Signals stop at once again."""
         self._training = False
+        self._stop_if_asked(trainer)
+
+    @staticmethod
+    def _loader(trainer: Trainer) -> Any:
+        return trainer.train_dataloader
 
     def _save(self, trainer: Trainer) -> None:
         with self.clock.paused():
             trainer.save_checkpoint(self.path)
         self._saved = time.monotonic()
+        self._stop_if_asked(trainer)
 
-    def _stop_if_asked(self) -> None:
-        if self._asked:
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        if trainer.strategy.reduce_boolean_decision(self._asked, all=False):
             raise Interrupted("stopped by a signal")

@@ -1,12 +1,13 @@
 """Checkpoints read back: whole, of plain values only, and of the shape that is expected."""
 
 import pickle
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from flowbench.config import build
+from flowbench.config import build, flat
 from flowbench.errors import UsageError
 from flowbench.module import FlowModule
 
@@ -31,9 +32,13 @@ def check_resumable(path: Path, module: FlowModule) -> None:
         UsageError: The file is damaged, or was written by an experiment of another configuration.
     """
     content = _read(path)
-    written = build(content["flowbench"]["experiment"])
-    if written != module.experiment:
-        raise UsageError(f"checkpoint {path} is of another experiment: {written}")
+    written = flat(asdict(build(content["flowbench"]["experiment"])))
+    asked = flat(asdict(module.experiment))
+    for key in sorted(written.keys() | asked.keys()):
+        here, there = asked.get(key), written.get(key)
+        if here != there:
+            told = f"{key} is {there!r} there, {here!r} here"
+            raise UsageError(f"checkpoint {path} was written by another experiment: {told}")
     _fill(module, content, path)
 
 
@@ -48,11 +53,15 @@ def _fill(module: FlowModule, content: dict[str, Any], path: Path) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UsageError(f"there is no checkpoint {path}") from error
     except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0][:120] if str(error) else "it is empty"
+        if not path.is_file():
+            reason = "there is no such file"
+        elif path.stat().st_size == 0:
+            reason = "it is empty"
+        else:
+            reason = "it is cut short, damaged or of another kind"
         raise UsageError(f"checkpoint {path} cannot be read: {reason}") from error
-    if not isinstance(content, dict) or "flowbench" not in content:
+    about = content.get("flowbench") if isinstance(content, dict) else None
+    if not isinstance(about, dict) or not {"experiment", "shape", "classes"} <= about.keys():
         raise UsageError(f"checkpoint {path} was not written by flowbench")
     return content

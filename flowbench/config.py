@@ -7,8 +7,11 @@ the code that it ran.
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import yaml
@@ -101,10 +104,15 @@ class Optim:
     clip: float = 1.0
     """Largest gradient norm; 0 clips nothing."""
     ema: float = 0.0
-    """Decay of an exponential moving average of the weights, which is then what is evaluated; 0: none."""
+    """Decay of a moving average of the weights, which is then what is evaluated; 0: none."""
 
     def __post_init__(self) -> None:
-        _check(self.lr > 0, "optim.lr", self.lr, "a number above 0")
+        _check(0 < self.lr < math.inf, "optim.lr", self.lr, "a number above 0")
+        low = 0 <= self.min_lr <= self.lr
+        _check(low, "optim.min_lr", self.min_lr, f"a number from 0 to optim.lr = {self.lr}")
+        decaying = all(0 <= beta < 1 for beta in self.betas)
+        _check(decaying, "optim.betas", self.betas, "two numbers in [0, 1)")
+        _check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
         _check(self.clip >= 0, "optim.clip", self.clip, "a number of at least 0")
         _check(0 <= self.ema < 1, "optim.ema", self.ema, "a number in [0, 1)")
         _check(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "at least 0")
@@ -146,6 +154,9 @@ class Experiment:
     trainer: dict[str, Any] = field(default_factory=lambda: {"max_epochs": 10})
     """Any option of Lightning's Trainer: max_epochs, precision, devices, strategy, ..."""
 
+    def __post_init__(self) -> None:
+        _check(0 <= self.seed < 2**32, "seed", self.seed, "an integer in [0, 2^32)")
+
     def digest(self) -> str:
         """Hash of the whole configuration: equal exactly for runs that ask for the same thing."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
@@ -157,6 +168,35 @@ def to_yaml(experiment: Experiment) -> str:
     return yaml.safe_dump(plain, sort_keys=False)
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Give nested values dotted names.
+
+    Example:
+        >>> flat({"model": {"bins": 8}, "seed": 0})
+        {'model.bins': 8, 'seed': 0}
+    """
+    named: dict[str, Any] = {}
+    for key, value in values.items():
+        nested = isinstance(value, Mapping)
+        named |= flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value}
+    return named
+
+
+def read_yaml(path: Path, what: str) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping.
+
+    Raises:
+        UsageError: The file cannot be read, or holds something else; names it as ``what``.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{what} {path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{what} {path} is not a mapping of keys to values")
+    return content
+
+
 def build(values: Mapping[str, Any]) -> Experiment:
     """Build an experiment from nested plain values, defaults for what they leave out.
 
@@ -165,14 +205,22 @@ def build(values: Mapping[str, Any]) -> Experiment:
     """
     check_keys(values)
     parser = experiment_parser("experiment")
-    experiment: Experiment = as_experiment(parser, parser.parse_object(values))
-    return experiment
+    return _instantiate(parser, parser.parse_object(values))
 
 
-def as_experiment(parser: "ArgumentParser", parsed: "Namespace") -> Experiment:
-    """Turn what ``experiment_parser`` parsed into an experiment."""
+def parse(parser: "ArgumentParser", arguments: Sequence[str]) -> tuple[Experiment, "Namespace"]:
+    """Read a command line: the experiment, and beside it the command's own options.
+
+    Raises:
+        UsageError: An option is unknown or a value is of the wrong type or out of its range.
+    """
+    parsed = parser.parse_args(_config_first(arguments))
+    return _instantiate(parser, parsed), parsed
+
+
+def _instantiate(parser: "ArgumentParser", parsed: "Namespace") -> Experiment:
     made = parser.instantiate(parsed)
-    return Experiment(**{field.name: made[field.name] for field in fields(Experiment)})
+    return Experiment(**{entry.name: made[entry.name] for entry in fields(Experiment)})
 
 
 def experiment_parser(prog: str, description: str = "") -> "ArgumentParser":
@@ -183,9 +231,7 @@ def experiment_parser(prog: str, description: str = "") -> "ArgumentParser":
         """Tells an error on one line and leaves the exit to the command line."""
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            if message.startswith("unrecognized arguments: "):
-                check_option(message.split()[2])
-            raise UsageError(" ".join(message.split())) from ex
+            raise UsageError(_plainly(message)) from ex
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = OneLine(prog=prog, description=description)
@@ -194,40 +240,81 @@ def experiment_parser(prog: str, description: str = "") -> "ArgumentParser":
     return parser
 
 
-def keys(of: Any = Experiment, prefix: str = "") -> list[str]:
-    """List the dotted names of all options."""
-    names = []
-    for entry in fields(of):
-        nested = is_dataclass(entry.type)
-        names += keys(entry.type, f"{entry.name}.") if nested else [f"{prefix}{entry.name}"]
-    return names
-
-
-def check_option(option: str) -> None:
-    """Tell an unknown option of the command line."""
-    _unknown(option.lstrip("-").split("=")[0], "option")
-
-
-def check_keys(values: Mapping[str, Any], prefix: str = "") -> None:
+def check_keys(values: Mapping[str, Any], of: type = Experiment, prefix: str = "") -> None:
     """Refuse keys that are none of an experiment's.
 
     Raises:
         UsageError: Names the key and the valid ones.
     """
-    known = keys()
+    known = {entry.name: entry.type for entry in fields(of)}
     for key, value in values.items():
-        name = f"{prefix}{key}"
-        if name == "trainer" or name.startswith("trainer."):
-            continue  # Lightning's own options are checked by the trainer's signature
-        if isinstance(value, Mapping):
-            check_keys(value, f"{name}.")
-        elif name not in known:
-            _unknown(name, "key")
+        if key not in known:
+            _unknown(f"{prefix}{key}", "key")
+        group = known[key]
+        if isinstance(group, type) and is_dataclass(group):
+            valid = f"a mapping of {', '.join(_options(group))}"
+            _check(isinstance(value, Mapping), f"{prefix}{key}", value, valid)
+            check_keys(value, group, f"{prefix}{key}.")
+
+
+def _options(of: type = Experiment, prefix: str = "") -> list[str]:
+    """List the dotted names of all options."""
+    names = []
+    for entry in fields(of):
+        own = f"{prefix}{entry.name}"
+        nested = isinstance(entry.type, type) and is_dataclass(entry.type)
+        names += _options(entry.type, f"{own}.") if nested else [own]  # type: ignore[arg-type]
+    return names
 
 
 def _unknown(name: str, what: str) -> NoReturn:
+    options = _options()
     group = name.rpartition(".")[0]
-    siblings = [key for key in keys() if key.rpartition(".")[0] == group] or keys()
-    close = difflib.get_close_matches(name, keys(), 1)
+    valid = [option for option in options if option.rpartition(".")[0] == group and group]
+    if not valid:
+        groups = (entry.name for entry in fields(Experiment) if entry.name not in options)
+        valid = [*(option for option in options if "." not in option), *(f"{g}.*" for g in groups)]
+    close = difflib.get_close_matches(name, options, 1)
     hint = f" (did you mean {close[0]}?)" if close else ""
-    raise UsageError(f"unknown {what} {name}{hint}: valid are {', '.join(siblings)}")
+    raise UsageError(f"unknown {what} {name}{hint}: valid are {', '.join(valid)}")
+
+
+def _config_first(arguments: Sequence[str]) -> list[str]:
+    """Move ``--config`` to the front, where every other option wins over it; check its keys."""
+    first, rest = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        name, equals, path = argument.partition("=")
+        if name != "--config":
+            rest.append(argument)
+        elif path := path if equals else next(remaining, ""):
+            check_keys(read_yaml(Path(path), "configuration file"))
+            first += ["--config", path]
+        else:
+            raise UsageError("--config needs a YAML file")
+    return first + rest
+
+
+TYPES = {
+    "<class 'int'>": "an integer",
+    "<class 'float'>": "a number",
+    "<class 'bool'>": "true or false",
+    "<class 'dict'>": "a mapping",
+    "<class 'NoneType'>": "null",
+}
+
+
+def _plainly(message: str) -> str:
+    """Say what the parser says in the words of the other errors."""
+    if message.startswith("unrecognized arguments: "):
+        _unknown(message.split()[2].lstrip("-").partition("=")[0], "option")
+    one = r"Expected an? (?P<one>.+?)\. Got value: "
+    several = r"Subtypes: \[(?P<several>.+?)\].*Given value: "
+    wrong = re.search(rf'key "(?P<key>[\w.]+)":.*?(?:{one}|{several})(?P<value>.*)', message, re.S)
+    if not wrong:
+        return message
+    expected = wrong["one"] or wrong["several"].replace(", ", " or ")
+    for written, plain in TYPES.items():
+        expected = expected.replace(written, plain)
+    expected = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", expected)
+    return f"{wrong['key']} = {wrong['value']!r} is not valid: {expected}"

@@ -1,18 +1,20 @@
 """The LightningModule: loss, optimiser and per-epoch measurements of a flow."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from flowbench.config import Experiment
-from flowbench.errors import Diverged, UsageError
+from flowbench.errors import Diverged
 from flowbench.evaluation import likelihood
 from flowbench.flow import Flow
+from flowbench.means import Means
 
 VALIDATION_NOISE = 2412
 TEST_NOISE = 6329
@@ -28,11 +30,15 @@ def build_flow(experiment: Experiment, shape: tuple[int, int, int], classes: int
 class FlowModule(LightningModule):
     """Maximum likelihood of noisy images under a flow.
 
-    Batches are ``(pixels uint8 [B, channels, height, width], labels int64 [B])``. Training logs
-    ``train/loss``, ``train/prior``, ``train/logdet``, ``grad_norm`` and ``lr``; validation and test
-    log the same three losses, ``bpd`` too under uniform noise, and validation the largest
-    |log_slope| of every block and the share of its inputs in the transform's tails. Validation
-    noise is the same in every epoch and every run, so that curves compare weights, not noise.
+    Batches are ``(pixels uint8 [B, channels, height, width], labels int64 [B])``. Training measures
+    ``train/loss``, ``train/prior``, ``train/logdet`` and ``grad_norm``; validation and test measure
+    the same three losses, and validation the largest |log_slope| of every block and the share of
+    its inputs in the transform's tails.
+
+    All noise follows from its place (seed, epoch, batch, device), not from what was drawn before:
+    so a resumed run draws what an uninterrupted one would have drawn, and no sample drawn in
+    between changes the training. Validation noise is the same in every epoch and every run, so that
+    curves compare weights, not noise.
 
     Args:
         experiment: The whole configuration; it goes into every checkpoint.
@@ -45,6 +51,7 @@ class FlowModule(LightningModule):
         self.experiment = experiment
         self.classes = classes
         self.flow = build_flow(experiment, shape, classes)
+        self.trained, self.evaluated = Means(), Means()
 
     def dequantise(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Turn pixels into the noisy images of the experiment's protocol, on their device."""
@@ -53,15 +60,16 @@ class FlowModule(LightningModule):
             return likelihood.dequantise_uniform(pixels, generator)
         return likelihood.dequantise_gaussian(pixels, data.noise_std, generator)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:  # noqa: ARG002
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch; raises ``Diverged`` where it is not finite."""
         pixels, y = batch
-        images = self.dequantise(pixels)
+        place = (self.experiment.seed, self.current_epoch, batch_idx, self.global_rank)
+        images = self.dequantise(pixels, self._generator(*place))
         prior, logdet = likelihood.objective(*self.flow(images, y))
         loss = prior - logdet
         if not torch.isfinite(loss):
             raise Diverged(f"{self._when()}: the loss is {loss.item()}, {self._where(images, y)}")
-        self._log_losses("train", len(y), prior, logdet)
+        self.trained.add(len(y), **_losses("train", prior, logdet))
         return loss
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -70,13 +78,19 @@ class FlowModule(LightningModule):
             "experiment": asdict(self.experiment),
             "shape": tuple(self.flow.shape),
             "classes": self.classes,
+            "trained": self.trained.state_dict(),
         }
 
-    def on_validation_epoch_start(self) -> None:
-        """Start the validation noise anew."""
-        self._noise = torch.Generator(self.device).manual_seed(VALIDATION_NOISE)
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with the means of an epoch that was interrupted."""
+        self.trained.load_state_dict(checkpoint["flowbench"]["trained"])
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # noqa: ARG002
+    def on_validation_epoch_start(self) -> None:
+        """Start the measurements and the validation noise anew."""
+        self.evaluated.clear()
+        self._noise = self._generator(VALIDATION_NOISE, self.global_rank)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Losses and per-block diagnostics of one batch."""
         pixels, y = batch
         log_det = torch.zeros(len(y), device=self.device)
@@ -84,23 +98,23 @@ class FlowModule(LightningModule):
         for i, step in enumerate(self.flow.trace(self.dequantise(pixels, self._noise), y)):
             z, log_det = step.z, log_det + step.log_slope.sum((1, 2))
             outside = self.flow.blocks[i].transform.outside(step.x, step.params).float().mean()
-            steepest = step.log_slope.abs().max()
-            self.log(f"max_log_slope/block_{i}", steepest, reduce_fx="max", logger=False)
-            self.log(f"outside/block_{i}", outside, batch_size=len(y), logger=False)
-        self._log_losses("val", len(y), *likelihood.objective(z, log_det))
+            self.evaluated.add(len(y), **{f"outside/block_{i}": outside})
+            self.evaluated.peak(**{f"max_log_slope/block_{i}": step.log_slope.abs().max()})
+        self.evaluated.add(len(y), **_losses("val", *likelihood.objective(z, log_det)))
 
     def on_test_epoch_start(self) -> None:
-        """Start the test noise anew."""
-        self._noise = torch.Generator(self.device).manual_seed(TEST_NOISE)
+        """Start the measurements and the test noise anew."""
+        self.evaluated.clear()
+        self._noise = self._generator(TEST_NOISE, self.global_rank)
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:  # noqa: ARG002
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         """Losses of one batch, a mean over ``evaluate.draws`` draws of the noise."""
         pixels, y = batch
         for _ in range(self.experiment.evaluate.draws):
             z, log_det = self.flow(self.dequantise(pixels, self._noise), y)
-            self._log_losses("test", len(y), *likelihood.objective(z, log_det))
+            self.evaluated.add(len(y), **_losses("test", *likelihood.objective(z, log_det)))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with weight decay on matrices only, warm-up and cosine, stepped every batch."""
         optim = self.experiment.optim
         matrices = [m.weight for m in self.flow.modules() if isinstance(m, nn.Linear)]
@@ -110,12 +124,12 @@ class FlowModule(LightningModule):
             {"params": matrices, "weight_decay": optim.weight_decay},
             {"params": rest, "weight_decay": 0.0},
         ]
-        adam = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
-        total = self.trainer.estimated_stepping_batches
-        if math.isinf(total):
-            raise UsageError("the learning rate needs an end: set trainer.max_epochs or max_steps")
-        batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-        warmup = min(optim.warmup_epochs * batches, total)
+        # A fused step unscales gradients by itself, too late for them to be clipped.
+        adam = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=not self._scaled())
+        self.trainer.fit_loop.setup_data()  # else the batches of an epoch may not be known yet
+        total = int(self.trainer.estimated_stepping_batches)
+        steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
+        warmup = min(optim.warmup_epochs * steps, total)
         floor = optim.min_lr / optim.lr
 
         def factor(step: int) -> float:
@@ -129,29 +143,27 @@ class FlowModule(LightningModule):
 
     def configure_gradient_clipping(
         self,
-        optimizer: torch.optim.Optimizer,  # noqa: ARG002
-        gradient_clip_val: float | None = None,  # noqa: ARG002
-        gradient_clip_algorithm: str | None = None,  # noqa: ARG002
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient's norm to ``optim.clip``; raises ``Diverged`` where it is not finite."""
-        limit = self.experiment.optim.clip or math.inf
-        norm = nn.utils.clip_grad_norm_(self.flow.parameters(), limit)
-        # Under a gradient scaler an infinite gradient is routine: the step is skipped.
-        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
-        if not scaled and not torch.isfinite(norm):
-            raise Diverged(f"{self._when()}: the gradient is not finite, {self._where_gradient()}")
-        self.log("grad_norm", norm, on_step=False, on_epoch=True, logger=False)
+        """Clip the gradient's norm to ``optim.clip``; raise ``Diverged`` if it is not finite."""
+        parameters = list(self.flow.parameters())
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if torch.isfinite(norm):
+            nn.utils.clip_grads_with_norm_(parameters, self.experiment.optim.clip or math.inf, norm)
+            self.trained.add(1, grad_norm=norm)
+        elif not self._scaled():  # a gradient scaler expects infinite gradients, and skips the step
+            where = self._where_gradient()
+            raise Diverged(f"{self._when()}: the gradient's norm is {norm.item()}, {where}")
 
-    def _log_losses(self, stage: str, count: int, prior: Tensor, logdet: Tensor) -> None:
-        values = {"loss": prior - logdet, "prior": prior, "logdet": logdet}
-        self.log_dict(
-            {f"{stage}/{key}": value.detach() for key, value in values.items()},
-            on_step=False,
-            on_epoch=True,
-            batch_size=count,
-            sync_dist=stage != "train",
-            logger=False,
-        )
+    def _generator(self, *place: int) -> torch.Generator:
+        """Noise that follows from its place alone; nearby places share nothing."""
+        seed = np.random.SeedSequence(place).generate_state(1, np.uint64).item()
+        return torch.Generator(self.device).manual_seed(seed)
+
+    def _scaled(self) -> bool:
+        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
 
     def _when(self) -> str:
         return f"diverged at step {self.global_step} (epoch {self.current_epoch + 1})"
@@ -159,26 +171,20 @@ class FlowModule(LightningModule):
     @torch.no_grad()
     def _where(self, images: Tensor, y: Tensor) -> str:
         for i, step in enumerate(self.flow.trace(images, y)):
-            if bad := self._first_bad(step._asdict()):
-                return f"first in block {i} of {len(self.flow.blocks)} ({bad})"
-        return "though every block's output is finite: the sum over them overflows"
+            for name, tensor in step._asdict().items():
+                if not torch.isfinite(tensor).all():
+                    return f"first in block {i} of {len(self.flow.blocks)} ({name})"
+        return "though every block's output is finite: their sum overflows"
 
     def _where_gradient(self) -> str:
         # The backward pass runs from the last block to the first, so it began in the last bad one.
-        gradients = (
-            (i, name)
-            for i in reversed(range(len(self.flow.blocks)))
-            for name in self._bad_gradients(self.flow.blocks[i])
-        )
-        i, name = next(gradients)
-        return f"first in block {i} of {len(self.flow.blocks)} ({name})"
+        for i, block in reversed(list(enumerate(self.flow.blocks))):
+            for name, parameter in block.named_parameters():
+                if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
+                    return f"first in block {i} of {len(self.flow.blocks)} ({name})"
+        return "though every gradient is finite: the sum of their squares overflows"
 
-    @staticmethod
-    def _first_bad(tensors: dict[str, Tensor]) -> str | None:
-        return next((k for k, v in tensors.items() if not torch.isfinite(v).all()), None)
 
-    @staticmethod
-    def _bad_gradients(block: nn.Module) -> Iterator[str]:
-        for name, parameter in block.named_parameters():
-            if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
-                yield name
+def _losses(stage: str, prior: Tensor, logdet: Tensor) -> dict[str, Tensor]:
+    values = {"loss": prior - logdet, "prior": prior, "logdet": logdet}
+    return {f"{stage}/{key}": value for key, value in values.items()}

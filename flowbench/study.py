@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from flowbench.config import Experiment, build
+from flowbench.config import Experiment, build, read_yaml
 from flowbench.errors import UsageError
 
-KEYS = ("question", "expected", "cost", "base", "grid", "scales")
+KEYS = {"question": str, "expected": str, "cost": dict, "base": dict, "grid": dict, "scales": dict}
 QUICK = "quick"
 
 
@@ -38,6 +36,7 @@ class StudyFile:
         question: What the study asks.
         expected: What was expected before any run.
         cost: What it costs at this scale.
+        grid: The values of every key that varies.
         points: All cells of the grid, in order.
     """
 
@@ -63,17 +62,12 @@ def read(path: Path, scale: str = QUICK) -> StudyFile:
         UsageError: The file, a key, a value or the scale is not valid.
     """
     content = _load(path)
-    for key in content:
-        if key not in KEYS:
-            raise UsageError(f"{path}: unknown key {key}: valid are {', '.join(KEYS)}")
-    if missing := [key for key in KEYS if key not in content]:
-        raise UsageError(f"{path}: missing key {', '.join(missing)}")
     scales = content["scales"]
     if scale not in scales:
         raise UsageError(f"{path}: no scale {scale!r}: valid are {', '.join(scales)}")
     name = path.stem if scale == QUICK else f"{path.stem}-{scale}"
     overrides = dict(scales[scale])
-    grid = {**content["grid"], **overrides.pop("grid", {})}
+    grid = _grid(path, {**content["grid"], **overrides.pop("grid", {})})
     base = _merge(content["base"], overrides)
     points = []
     for values in itertools.product(*grid.values()):
@@ -91,23 +85,33 @@ def read(path: Path, scale: str = QUICK) -> StudyFile:
         scale=scale,
         question=content["question"].strip(),
         expected=content["expected"].strip(),
-        cost=str(content["cost"][scale]).strip(),
+        cost=str(content["cost"].get(scale, "of unknown cost")).strip(),
         grid=grid,
         points=tuple(points),
     )
 
 
 def _load(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not path.exists():
         shipped = ", ".join(str(file) for file in sorted(Path("sweeps").glob("*.yaml")))
-        raise UsageError(f"there is no study file {path}; here are: {shipped or 'none'}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"study file {path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"study file {path} is not a mapping: valid keys are {', '.join(KEYS)}")
+        raise UsageError(f"there is no study file {path}; here are: {shipped or 'none'}")
+    content = read_yaml(path, "study file")
+    for key in content:
+        if key not in KEYS:
+            raise UsageError(f"{path}: unknown key {key}: valid are {', '.join(KEYS)}")
+    for key, kind in KEYS.items():
+        if not isinstance(content.get(key), kind):
+            valid = "text" if kind is str else "a mapping"
+            raise UsageError(f"{path}: {key} = {content.get(key)!r} is not valid: {valid}")
     return content
+
+
+def _grid(path: Path, grid: dict[str, Any]) -> dict[str, list[Any]]:
+    for key, values in grid.items():
+        if not isinstance(values, list) or not values or any(values.count(v) > 1 for v in values):
+            valid = "a list of different values"
+            raise UsageError(f"{path}: grid.{key} = {values!r} is not valid: {valid}")
+    return grid
 
 
 def _nest(key: str, value: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The runs of a study, through Optuna; the only module that imports it."""
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,10 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 
-from flowbench.errors import Interrupted, UsageError
+from flowbench.errors import UsageError
 from flowbench.experiment import run
-from flowbench.progress import say
 from flowbench.study import Point, StudyFile
+from flowbench.terminal import duration, say
 from flowbench.tracking.store import PARENT, Store
 from flowbench.tracking.tables import children
 
@@ -33,56 +34,63 @@ def sweep(study: StudyFile, store: Store) -> str:
 
     Raises:
         Interrupted: A signal stopped the run in progress.
-        UsageError: Every run that was tried failed.
+        UsageError: Another process runs the study, or every run that was tried failed.
     """
-    parent = _parent(study, store)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    trials = _open(study, store.results)
-    missing = _requeue(trials, study)
-    done = len(study.points) - missing
-    say(f"study {study.name}: {done} of {len(study.points)} runs done, {missing} to go")
-    objective = _objective(study, store, parent, done)
-    try:
-        for _ in range(missing):
-            # One at a time: the sampler stops the loop it is in once the grid has been visited,
-            # also when points that failed are still queued.
+    parent = _parent(study, store)
+    with store.closing(parent):
+        trials = _open(study, store.results)
+        points = len(study.points)
+        missing = _queue(trials, study)
+        say(f"study {study.name}: {points - missing} of {points} runs done, {missing} to go")
+        objective = _objective(study, store, parent, points - missing)
+        began = time.monotonic()
+        for left in reversed(range(missing)):
+            # One at a time: the sampler ends a longer loop when each point was visited once,
+            # though points that failed then are queued again.
             trials.optimize(objective, n_trials=1, catch=(Exception,))
-    except Interrupted:
-        store.finish(parent, "KILLED")
-        raise
-    failed = len(study.points) - len(_complete(trials))
-    if failed == len(study.points):
-        store.finish(parent, "FAILED")
-        raise UsageError(f"every run of study {study.name} failed; see their traceback.txt")
-    if failed:
-        say(f"{failed} of {len(study.points)} runs failed and are left out; see their traceback.txt")
-    store.finish(parent, "FINISHED")
+            each = (time.monotonic() - began) / (missing - left)
+            if left:
+                say(f"study {study.name}: {left} to go, about {duration(each * left)}")
+        failed = points - len(_complete(trials))
+        if failed == points:
+            raise UsageError(f"every run of study {study.name} failed; see their traceback.txt")
+        if failed:
+            say(f"{failed} of {points} runs failed and are left out; see their traceback.txt")
     return parent
 
 
 def _open(study: StudyFile, results: Path) -> optuna.Study:
-    directory = results / "optuna"
-    directory.mkdir(parents=True, exist_ok=True)
-    return optuna.create_study(
-        study_name=f"{study.name}-{study.digest()}",
-        storage=JournalStorage(JournalFileBackend(str(directory / f"{study.name}.log"))),
-        sampler=GridSampler(study.grid, seed=0),
-        load_if_exists=True,
-    )
+    journal = results / "optuna" / f"{study.name}.log"
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        return optuna.create_study(
+            study_name=f"{study.name}-{study.digest()}",
+            storage=JournalStorage(JournalFileBackend(str(journal))),
+            sampler=GridSampler(study.grid, seed=0),
+            load_if_exists=True,
+        )
+    except (ValueError, KeyError) as error:
+        raise UsageError(
+            f"{journal} cannot be read: {error}; move it away, and the runs that the store has as "
+            "finished are taken from there"
+        ) from error
 
 
-def _requeue(trials: optuna.Study, study: StudyFile) -> int:
-    """Queue the points whose trial was stopped or failed; give the number of points not complete."""
-    for trial in trials.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+def _queue(trials: optuna.Study, study: StudyFile) -> int:
+    """Queue every point that is not complete, in the grid's order; give their number.
+
+    By name, since the sampler counts a point whose trial was stopped or failed as visited.
+    """
+    for trial in _in_state(trials, TrialState.RUNNING):
         trials.tell(trial.number, state=TrialState.FAIL)
     complete = _complete(trials)
-    waiting = {_key(trial.params) for trial in _in_state(trials, TrialState.WAITING)}
-    for trial in _in_state(trials, TrialState.FAIL):
-        key = _key(trial.params)
-        if trial.params and key not in complete | waiting:
-            trials.enqueue_trial(trial.params)
-            waiting.add(key)
-    return sum(_key(point.values) not in complete for point in study.points)
+    missing = [point for point in study.points if _key(point.values) not in complete]
+    waiting = {_key(t.system_attrs["fixed_params"]) for t in _in_state(trials, TrialState.WAITING)}
+    for point in missing:
+        if _key(point.values) not in waiting:
+            trials.enqueue_trial(point.values)
+    return len(missing)
 
 
 def _in_state(trials: optuna.Study, state: TrialState) -> list[optuna.trial.FrozenTrial]:
@@ -97,9 +105,7 @@ def _key(values: dict[str, object]) -> str:
     return repr(sorted(values.items()))
 
 
-def _objective(
-    study: StudyFile, store: Store, parent: str, done: int
-) -> Callable[[Trial], float]:
+def _objective(study: StudyFile, store: Store, parent: str, done: int) -> Callable[[Trial], float]:
     points = {_key(point.values): point for point in study.points}
     count = done
 
@@ -107,11 +113,10 @@ def _objective(
         nonlocal count
         count += 1
         chosen = {key: trial.suggest_categorical(key, values) for key, values in study.grid.items()}
-        point = points[_key(chosen)]
         words = " ".join(f"{key.rpartition('.')[2]} {value}" for key, value in chosen.items())
         label = f"[{count}/{len(study.points)}] {words.removeprefix('transform ')}"
         try:
-            return _run(study, store, parent, point, label, trial)
+            return _run(study, store, parent, points[_key(chosen)], label, trial.number)
         except Exception as error:
             say(f"{label} failed: {error}")
             raise
@@ -120,28 +125,28 @@ def _objective(
 
 
 def _run(
-    study: StudyFile, store: Store, parent: str, point: Point, label: str, trial: Trial
+    study: StudyFile, store: Store, parent: str, point: Point, label: str, trial: int
 ) -> float:
     tags = {
         "flowbench.role": "trial",
         "flowbench.study": study.name,
         "flowbench.scale": study.scale,
-        "flowbench.trial": str(trial.number),
+        "flowbench.trial": str(trial),
         PARENT: parent,
     }
-    stopped = _stopped(store, parent, point)
-    record = run(point.experiment, store, tags, resume=stopped, label=label)
-    return record.metrics["val/loss"]
+    resume = None
+    for earlier in children(store, parent):
+        if earlier.data.tags["flowbench.digest"] == point.experiment.digest():
+            if earlier.info.status == "FINISHED":  # killed before Optuna was told
+                return _value(earlier.data.metrics)
+            if earlier.info.status == "KILLED":
+                resume = str(earlier.info.run_id)
+    return _value(run(point.experiment, store, tags, resume=resume, label=label).metrics)
 
 
-def _stopped(store: Store, parent: str, point: Point) -> str | None:
-    """Find the killed run of this point that left a checkpoint."""
-    for candidate in children(store, parent):
-        same = candidate.data.tags["flowbench.digest"] == point.experiment.digest()
-        if same and candidate.info.status == "KILLED":
-            run_id: str = candidate.info.run_id
-            return run_id if store.checkpoint(run_id).exists() else None
-    return None
+def _value(metrics: dict[str, float]) -> float:
+    """What Optuna is told; a study without validation has nothing better than its training loss."""
+    return metrics.get("val/loss", metrics["train/loss"])
 
 
 def _parent(study: StudyFile, store: Store) -> str:

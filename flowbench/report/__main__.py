@@ -1,18 +1,18 @@
 """``python -m flowbench.report STUDY``: the report of a recorded study."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from flowbench.report import Study, build, load
 from flowbench.errors import UsageError
+from flowbench.report import Study, build, load
 from flowbench.report.files import RUNS, Recorded
+from flowbench.terminal import Parser, say
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Write ``results/<study>/``: figures, tables, ``report.md`` and ``report.html``."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="flowbench report", description="Make the figures, tables and page of a study."
     )
     parser.add_argument("study", help="name of a recorded study, as compare-affine-rqs")
@@ -43,7 +43,7 @@ def _read(name: str, results: Path, directory: Path | None) -> tuple[Study, Reco
         directory = results / name
         if not (directory / RUNS).exists():
             raise
-        print(f"flowbench: not in the store; made again from {directory}/*.csv", file=sys.stderr)
+        say(f"{name} is not in the store; made again from {directory}/*.csv")
         return Study.load(directory), load(directory)
     tags = parent.data.tags
     runs, history = tables.read(store, tables.children(store, parent.info.run_id))

@@ -49,7 +49,7 @@ def provenance() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """Commit of the code that runs, ``+`` behind it where files differ; empty outside a checkout."""
+    """Commit of the running code, ``+`` behind it where files differ; empty outside a checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], **_QUIET)

@@ -1,42 +1,40 @@
 """The MLflow store: where runs are opened, written, found and closed."""
 
 import fcntl
+import logging
 import os
 import sqlite3
+import tempfile
+import time
+import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from flowbench.config import Experiment, build, to_yaml
+from flowbench.config import Experiment, build, flat, read_yaml, to_yaml
 from flowbench.errors import UsageError
 from flowbench.tracking.provenance import is_orphan, owner, provenance
 
-# Read by MLflow when it is imported: no telemetry, and a server that is down is told in seconds.
+# Read by MLflow when it is imported: no telemetry, a server that is down told in seconds, no bars.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
-from lightning.pytorch.loggers import MLFlowLogger
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Metric, Param, Run
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+# It tells of every table it makes, and logs the traceback of an error that it raises as well.
+logging.getLogger("mlflow").setLevel(logging.WARNING)
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 PARENT = "mlflow.parentRunId"
 CONFIG = "config.yaml"
-
-
-class RunLogger(MLFlowLogger):
-    """Lightning's MLflow logger, whose run stays open until ``Store.finish`` closes it.
-
-    Lightning would call a run finished after training, before its test and samples exist.
-    """
-
-    def finalize(self, status: str = "success") -> None:
-        """Leave the run open."""
+TRACEBACK = "traceback.txt"
 
 
 @contextmanager
@@ -44,10 +42,12 @@ def one_line_errors(uri: str) -> Iterator[None]:
     """Tell a store that cannot be read or written as a ``UsageError``."""
     try:
         yield
-    except (MlflowException, sqlite3.Error) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+    except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
+        cause: BaseException = error  # MLflow's own words hide it in long ones
+        while deeper := cause.__cause__ or cause.__context__:
+            cause = deeper
         raise UsageError(
-            f"the tracking store {uri} cannot be used: {reason}; valid is a writable SQLite file "
+            f"the tracking store {uri} cannot be used: {cause}; valid is a writable SQLite file "
             "or a running server, set by MLFLOW_TRACKING_URI"
         ) from error
 
@@ -88,32 +88,54 @@ class Store:
             location = f"{self.artifacts}/{name}" if self.artifacts else None
             return str(self.client.create_experiment(name, artifact_location=location))
 
-    def start(
-        self, group: str, name: str, tags: Mapping[str, str], experiment: Experiment | None = None
-    ) -> str:
-        """Open a run, with who runs it and, for an experiment, its whole configuration.
+    def start(self, group: str, name: str, tags: Mapping[str, str]) -> str:
+        """Open a run, with who runs it on what.
 
         Args:
             group: MLflow experiment under which the run appears.
             name: Name of the run.
             tags: Further tags.
-            experiment: What is run; None for the parent run of a study.
 
         Returns:
             The run's id.
         """
+        tags = {**tags, **owner(), **provenance()}
         with one_line_errors(self.uri):
-            run = self.client.create_run(
-                self.experiment_id(group), run_name=name, tags={**tags, **owner()}
-            )
-            run_id = str(run.info.run_id)
-            if experiment:
-                for key, value in _flat(asdict(experiment)):
-                    self.client.log_param(run_id, key, value)
-                self.client.log_text(run_id, to_yaml(experiment), CONFIG)
-            for key, value in provenance().items():
-                self.client.set_tag(run_id, key, value)
-        return run_id
+            run = self.client.create_run(self.experiment_id(group), run_name=name, tags=tags)
+            return str(run.info.run_id)
+
+    def describe(self, run_id: str, experiment: Experiment, facts: Mapping[str, Any]) -> None:
+        """Record a run's whole configuration, and facts that it does not say outright."""
+        values = {**flat(asdict(experiment)), **facts}
+        with one_line_errors(self.uri):
+            params = [Param(key, str(value)) for key, value in values.items()]
+            self.client.log_batch(run_id, params=params)
+            self.client.log_text(run_id, to_yaml(experiment), CONFIG)
+
+    def log(self, run_id: str, metrics: Mapping[str, float], epoch: int) -> None:
+        """Record an epoch's metrics."""
+        now = int(time.time() * 1000)
+        with one_line_errors(self.uri):
+            values = [Metric(key, value, now, epoch) for key, value in metrics.items()]
+            self.client.log_batch(run_id, metrics=values)
+
+    @contextmanager
+    def closing(self, run_id: str) -> Iterator[None]:
+        """Close a run, with what happened inside: FINISHED, KILLED by a signal, or FAILED."""
+        try:
+            with one_line_errors(self.uri):
+                yield
+        except (KeyboardInterrupt, SystemExit):
+            with suppress(Exception):  # a store that fails too must not hide what happened
+                self.finish(run_id, "KILLED")
+            raise
+        except BaseException:
+            with suppress(Exception):
+                self.client.log_text(run_id, traceback.format_exc(), TRACEBACK)
+            with suppress(Exception):
+                self.finish(run_id, "FAILED")
+            raise
+        self.finish(run_id, "FINISHED")
 
     def reopen(self, run_id: str) -> None:
         """Go on with a run that was stopped; this process owns it now."""
@@ -127,10 +149,6 @@ class Store:
         with one_line_errors(self.uri):
             self.client.set_terminated(run_id, status)
 
-    def logger(self, run_id: str) -> RunLogger:
-        """Give the one writer of a run's metrics."""
-        return RunLogger(run_id=run_id, tracking_uri=self.uri)
-
     def get(self, run_id: str) -> Run:
         """Find a run by its id.
 
@@ -143,10 +161,32 @@ class Store:
             raise UsageError(f"there is no run {run_id!r} in the store {self.uri}") from error
 
     def experiment(self, run_id: str) -> Experiment:
-        """Read back the configuration of a run."""
-        with one_line_errors(self.uri):
-            artifact = self.client.download_artifacts(self.get(run_id).info.run_id, CONFIG)
-        return build(yaml.safe_load(Path(artifact).read_text(encoding="utf-8")))
+        """Read back the configuration of a run.
+
+        Raises:
+            UsageError: There is no such run, or it is not that of an experiment.
+        """
+        self.get(run_id)
+        try:
+            with tempfile.TemporaryDirectory() as directory:
+                path = self.client.download_artifacts(run_id, CONFIG, directory)
+                return build(read_yaml(Path(path), "configuration"))
+        except (MlflowException, OSError) as error:
+            raise UsageError(f"run {run_id} has no {CONFIG}: it trained nothing") from error
+
+    def stopped(self, run_id: str) -> Experiment:
+        """Read back the configuration of a run that can go on.
+
+        Raises:
+            UsageError: There is no such run, or it is finished or still running.
+        """
+        run = self.get(run_id)
+        if run.info.status == "FINISHED":
+            raise UsageError(f"run {run_id} is finished: there is nothing to go on with")
+        if run.info.status == "RUNNING":
+            owner = f"process {run.data.tags['flowbench.pid']} on {run.data.tags['flowbench.host']}"
+            raise UsageError(f"run {run_id} is being run by {owner}: wait, or stop it")
+        return self.experiment(run_id)
 
     def checkpoint(self, run_id: str) -> Path:
         """Where a run keeps the state from which it goes on."""
@@ -206,13 +246,3 @@ def _prepare_database(path: Path) -> None:
             connection = sqlite3.connect(path)
             connection.execute("PRAGMA journal_mode=WAL")
             connection.close()
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-

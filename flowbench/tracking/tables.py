@@ -12,8 +12,10 @@ from mlflow.entities import Run
 from flowbench.errors import UsageError
 from flowbench.tracking.store import PARENT, Store
 
-LOSSES = [f"{stage}/{key}" for stage in ("train", "val") for key in ("loss", "prior", "logdet", "bpd")]
-EPOCH_METRICS = [*LOSSES, "seconds_per_epoch", "first_epoch", "images_per_second", "lr", "grad_norm"]
+TERMS = ("loss", "prior", "logdet", "bpd")
+LOSSES = [f"{stage}/{term}" for stage in ("train", "val") for term in TERMS]
+TIMES = ["seconds_per_epoch", "first_epoch", "images_per_second"]
+EPOCH_METRICS = [*LOSSES, *TIMES, "lr", "grad_norm"]
 BLOCK_METRICS = ("max_log_slope/", "outside/")
 PARAMS = {
     "transform": "model.transform",
@@ -120,7 +122,7 @@ def _row(run: Run, history: pd.DataFrame) -> dict[str, Any]:
 
 
 def _history(store: Store, run: Run) -> pd.DataFrame:
-    """Read one run's epochs; of an epoch recorded twice (killed before its checkpoint), the last."""
+    """Read one run's epochs; of an epoch recorded twice, as after a kill, the last record."""
     columns: dict[str, dict[int, float]] = {}
     for key in run.data.metrics:
         if key in EPOCH_METRICS or key.startswith(BLOCK_METRICS):
