@@ -4,12 +4,13 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.samplers import GridSampler
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from flowbench.errors import UsageError
 from flowbench.experiment import run
@@ -44,20 +45,24 @@ def sweep(study: StudyFile, store: Store) -> str:
         missing = _queue(trials, study)
         say(f"study {study.name}: {points - missing} of {points} runs done, {missing} to go")
         objective = _objective(study, store, parent, points - missing)
-        began = time.monotonic()
-        for left in reversed(range(missing)):
-            # One at a time: the sampler ends a longer loop when each point was visited once,
-            # though points that failed then are queued again.
-            trials.optimize(objective, n_trials=1, catch=(Exception,))
-            each = (time.monotonic() - began) / (missing - left)
-            if left:
-                say(f"study {study.name}: {left} to go, about {duration(each * left)}")
+        trials.optimize(objective, missing, catch=(Exception,), callbacks=[_time_left(missing)])
         failed = points - len(_complete(trials))
         if failed == points:
             raise UsageError(f"every run of study {study.name} failed; see their traceback.txt")
         if failed:
             say(f"{failed} of {points} runs failed and are left out; see their traceback.txt")
     return parent
+
+
+class _Grid(GridSampler):
+    """Optuna's, without its own idea of the end of a study.
+
+    It takes a point whose trial was stopped or failed for visited, and breaks at a queued trial when
+    one point is left; here every trial is queued and counted.
+    """
+
+    def after_trial(self, *_: Any) -> None:
+        """Leave the study alone."""
 
 
 def _open(study: StudyFile, results: Path) -> optuna.Study:
@@ -67,7 +72,7 @@ def _open(study: StudyFile, results: Path) -> optuna.Study:
         return optuna.create_study(
             study_name=f"{study.name}-{study.digest()}",
             storage=JournalStorage(JournalFileBackend(str(journal))),
-            sampler=GridSampler(study.grid, seed=0),
+            sampler=_Grid(study.grid, seed=0),
             load_if_exists=True,
         )
     except (ValueError, KeyError) as error:
@@ -78,10 +83,7 @@ def _open(study: StudyFile, results: Path) -> optuna.Study:
 
 
 def _queue(trials: optuna.Study, study: StudyFile) -> int:
-    """Queue every point that is not complete, in the grid's order; give their number.
-
-    By name, since the sampler counts a point whose trial was stopped or failed as visited.
-    """
+    """Queue every point that is not complete, in the grid's order; give their number."""
     for trial in _in_state(trials, TrialState.RUNNING):
         trials.tell(trial.number, state=TrialState.FAIL)
     complete = _complete(trials)
@@ -93,7 +95,21 @@ def _queue(trials: optuna.Study, study: StudyFile) -> int:
     return len(missing)
 
 
-def _in_state(trials: optuna.Study, state: TrialState) -> list[optuna.trial.FrozenTrial]:
+def _time_left(missing: int) -> Callable[[optuna.Study, FrozenTrial], None]:
+    began = time.monotonic()
+    left = missing
+
+    def tell(study: optuna.Study, trial: FrozenTrial) -> None:
+        nonlocal left
+        left -= 1
+        each = (time.monotonic() - began) / (missing - left)
+        if left:
+            say(f"{left} runs to go, about {duration(each * left)}")
+
+    return tell
+
+
+def _in_state(trials: optuna.Study, state: TrialState) -> list[FrozenTrial]:
     return trials.get_trials(deepcopy=False, states=(state,))
 
 

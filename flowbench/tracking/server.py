@@ -1,17 +1,19 @@
 """MLflow's own pages on the recorded runs."""
 
 import os
+import socket
 import sys
 from pathlib import Path
 
 from flowbench.errors import UsageError
+from flowbench.terminal import say
 
 
 def serve(results: Path, host: str, port: int) -> None:
     """Become MLflow's server: one worker, no telemetry, no job runner; ends with Ctrl-C.
 
     Raises:
-        UsageError: Nothing has been recorded here, or the store is a server already.
+        UsageError: Nothing has been recorded here, the store is a server already, or the port is taken.
     """
     if remote := os.environ.get("MLFLOW_TRACKING_URI"):
         if remote.startswith("http"):
@@ -22,7 +24,11 @@ def serve(results: Path, host: str, port: int) -> None:
         if not database.exists():
             raise UsageError(f"nothing is recorded in {results}: run a study or train first")
         uri = f"sqlite:///{database}"
-    print(f"flowbench: http://{host}:{port} in about ten seconds; Ctrl-C ends it", file=sys.stderr)
+    try:
+        socket.create_server((host, port)).close()
+    except OSError as error:
+        raise UsageError(f"{host}:{port} cannot be listened on: {error.strerror}") from error
+    say(f"http://{host}:{port} in about ten seconds; Ctrl-C ends it")
     environment = {
         **os.environ,
         "MLFLOW_DISABLE_TELEMETRY": "true",

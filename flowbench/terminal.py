@@ -1,0 +1,41 @@
+"""Words on the terminal: what is told at once, and a parser that tells errors on one line."""
+
+import argparse
+import sys
+from typing import NoReturn
+
+from flowbench.errors import UsageError
+
+
+def say(text: str) -> None:
+    """Tell the user something at once, on standard error."""
+    print(f"flowbench: {text}", file=sys.stderr, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """Write seconds as people say them.
+
+    Example:
+        >>> duration(42), duration(754)
+        ('42 s', '12 min 34 s')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def positive(text: str) -> int:
+    """Read an integer of at least 1, as an argument's ``type``."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid: an integer of at least 1")
+    return int(text)
+
+
+class Parser(argparse.ArgumentParser):
+    """Raises an error where argparse would print several lines and leave."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ``UsageError``."""
+        raise UsageError(f"{message}; see {self.prog} --help")

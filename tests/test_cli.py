@@ -1,0 +1,486 @@
+"""The command line: what it needs, what it tells, and how it ends."""
+
+import os
+import signal
+import socket
+import sqlite3
+import struct
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import tiny
+import torch
+import yaml
+from PIL import Image
+
+from flowbench.__main__ import COMMANDS, main
+from flowbench.module import FlowModule
+from flowbench.tracking.store import Store
+
+pytestmark = tiny.LIBRARIES
+
+IDX = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    return tiny.results(tmp_path / "results")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Results with one finished run, and its id."""
+    results = tiny.results(tmp_path_factory.mktemp("trained"))
+    assert main(["train", *tiny.arguments(results)]) == 0
+    (run_id,) = tiny.runs(Store(results))
+    return results, run_id
+
+
+def told(
+    capsys: pytest.CaptureFixture[str], *arguments: object, results: Path | None = None
+) -> str:
+    """The one line of an error; beside it nothing is shown, and nothing is recorded."""
+    before = tiny.runs(Store(results)) if results else {}
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    shown = capsys.readouterr().err.splitlines()
+    (line,) = [line for line in shown if "loading" not in line]
+    assert line.startswith("flowbench: error: ")
+    assert (tiny.runs(Store(results)) if results else {}) == before
+    return line.removeprefix("flowbench: error: ")
+
+
+# Help
+
+
+def python(code: str) -> str:
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return ran.stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from flowbench.__main__ import main; main(['--help']); print(*sys.modules)"
+    modules = set(python(code).splitlines()[-1].split())
+    assert modules.isdisjoint({"torch", "numpy", "lightning", "mlflow", "jsonargparse", "yaml"})
+
+
+@pytest.mark.slow
+def test_help_takes_less_than_half_a_second() -> None:
+    def seconds() -> float:
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "flowbench", "--help"], check=True)
+        return time.perf_counter() - began
+
+    assert min(seconds() for _ in range(5)) < 0.5
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    assert left.value.code == 0
+    assert f"usage: flowbench {command}" in capsys.readouterr().out
+
+
+def test_the_overview_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for command in COMMANDS:
+        assert f"  {command} " in shown
+
+
+def test_the_help_of_train_explains_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for option, words in {
+        "--model.transform": "Elementwise transform: additive, affine, rqs-K (K bins)",
+        "--data.noise_std": "Standard deviation of the Gaussian noise",
+        "--optim.ema": "Decay of a moving average of the weights",
+        "--evaluate.draws": "Passes over the test set",
+        "--trainer": "Any option of Lightning's Trainer",
+        "--resume": "go on with this stopped run",
+    }.items():
+        assert option in shown
+        assert words in shown
+
+
+# What works
+
+
+def test_train_evaluate_and_sample(
+    trained: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, run_id = trained
+    assert main(["evaluate", run_id, "--results", str(results), "--draws", "1"]) == 0
+    assert "test/bpd 8." in capsys.readouterr().out
+    drawn = tmp_path / "drawn.png"
+    checkpoint = Store(results).checkpoint(run_id)
+    assert main(["sample", str(checkpoint), "--rows", "1", "--out", str(drawn)]) == 0
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_recorded_configuration_trains_the_same_again(
+    trained: tuple[Path, str], tmp_path: Path, results: Path
+) -> None:
+    store = Store(trained[0])
+    config = store.client.download_artifacts(trained[1], "config.yaml", str(tmp_path))
+    assert main(["train", "--config", config, "--results", str(results)]) == 0
+    (again,) = tiny.runs(Store(results))
+    assert tiny.same(tiny.weights(store, trained[1]), tiny.weights(Store(results), again))
+
+
+def test_a_dry_run_lists_the_points(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = Path(__file__).parents[1] / "sweeps" / "compare-affine-rqs.yaml"
+    results = tmp_path / "results"
+    assert main(["sweep", str(study), "--dry-run", "--results", str(results)]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[0] == "model.transform=affine seed=0"
+    assert len(shown.out.splitlines()) == 9
+    assert "study compare-affine-rqs: 9 runs" in shown.err
+    assert not results.exists()
+
+
+# Errors: one line, status 2
+
+
+def test_a_traceback_is_shown_when_asked_for() -> None:
+    with pytest.raises(ValueError, match="unknown command"):
+        main(["--debug", "trian"])
+
+
+WRONG: dict[str, list[object]] = {
+    "unknown command 'trian': valid are train, evaluate, sample": ["trian"],
+    "unknown option model.widht": ["train", "--model.widht=3"],
+    "configuration file nowhere.yaml cannot be read": ["train", "--config", "nowhere.yaml"],
+    "there is no study file nowhere.yaml": ["sweep", "nowhere.yaml"],
+    "the following arguments are required: study": ["sweep"],
+    "unrecognized arguments: --nope; see flowbench report": ["report", "x", "--nope"],
+    "argument --rows: '0' is not valid: an integer of at least 1": ["sample", "x", "--rows=0"],
+    "argument --draws: 'x' is not valid: an integer": ["evaluate", "x", "--draws=x"],
+    "nothing is recorded in nowhere": ["ui", "--results=nowhere"],
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_wrong_command_is_told(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert words in told(capsys, *WRONG[words])
+
+
+WRONG_RUNS: dict[str, dict[str, Any]] = {
+    "unknown transform 'nope' in 'nope': valid are": {"model__transform": "nope"},
+    "5000": {"model__transform": "rqs-5000"},
+    "patch 5 does not divide images of 28x28": {"model__patch": 5},
+    "model.heads = 3 is not valid: an integer that divides model.width = 16": {"model__heads": 3},
+    "unknown key trainer.nope: valid are accelerator": {"trainer__nope": 1},
+    "trainer.max_epochs = -1": {"trainer__max_epochs": -1},
+    "data.batch = 0 is not valid": {"data__batch": 0},
+}
+
+
+@pytest.mark.parametrize("words", WRONG_RUNS)
+def test_a_wrong_experiment_is_told(
+    words: str, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words in told(
+        capsys, "train", *tiny.arguments(results, **WRONG_RUNS[words]), results=results
+    )
+
+
+WRONG_FILES: dict[str, dict[str, bytes]] = {
+    "train-images-idx3-ubyte: expected an IDX file": {"train-images-idx3": b""},
+    "but it has 66": {"train-images-idx3": struct.pack(">4I", 2051, 100, 28, 28) + bytes(50)},
+    "found 00 00 08 01": {"train-images-idx3": struct.pack(">4I", 2049, 100, 28, 28)},
+    "expected a label for each of the 2 images": {
+        "train-images-idx3": struct.pack(">4I", 2051, 2, 28, 28) + bytes(2 * 784),
+        "train-labels-idx1": struct.pack(">2I", 2049, 1) + bytes(1),
+    },
+}
+
+
+@pytest.mark.parametrize("words", WRONG_FILES)
+def test_broken_digits_are_told(
+    words: str, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in IDX:
+        (raw / f"{name}-ubyte").write_bytes(WRONG_FILES[words].get(name, b""))
+    options = tiny.arguments(results, data__name="mnist", data__root=tmp_path / "data")
+    assert words in told(capsys, "train", *options, results=results)
+
+
+def test_an_unreadable_image_is_named(
+    results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(12):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    (tmp_path / "7.png").write_bytes(b"no image")
+    options = {"data__name": "folder", "data__root": tmp_path, "data__size": 28}
+    assert "7.png" in told(capsys, "train", *tiny.arguments(results, **options), results=results)
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+@pytest.mark.parametrize("command", ["train", "sweep", "report", "evaluate"])
+def test_an_unwritable_results_directory_is_told(
+    command: str, below: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    directory = tmp_path / "file" / below
+    sweeps = Path(__file__).parents[1] / "sweeps" / "compare-affine-rqs.yaml"
+    named = {"train": [], "sweep": [sweeps], "report": ["x"], "evaluate": ["x"]}[command]
+    capsys.readouterr()
+    assert main([command, *map(str, named), f"--results={directory}"]) == 2
+    assert f"results directory {directory} cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_locked_store_is_told(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    connection = sqlite3.connect(results / "mlflow.db", isolation_level=None)
+    connection.execute("BEGIN IMMEDIATE")
+    began = time.monotonic()
+    assert "mlflow.db cannot be used: database is locked" in told(
+        capsys, "train", *tiny.arguments(results)
+    )
+    assert time.monotonic() - began < 40
+    connection.execute("ROLLBACK")
+    connection.close()
+    assert tiny.runs(Store(results)) == {}
+
+
+def test_an_unreachable_store_is_told(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert "http://127.0.0.1:9 cannot be used: " in told(capsys, "train", *tiny.arguments(results))
+
+
+def test_unknown_runs_and_studies_are_told(
+    trained: tuple[Path, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    results, run_id = trained
+    assert "there is no run 'nope'" in told(capsys, "evaluate", "nope", "--results", results)
+    assert "no run 'nope'" in told(capsys, "train", "--resume", "nope", "--results", results)
+    assert "is finished" in told(capsys, "train", "--resume", run_id, "--results", results)
+    more = told(capsys, "train", "--resume", run_id, "--seed=1", "--results", results)
+    assert "give no others" in more
+    assert "no study 'nope' is recorded" in told(capsys, "report", "nope", "--results", results)
+
+
+def test_a_corrupt_checkpoint_is_told_and_the_run_stays_as_it_was(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        tiny.at(patch, "training", 1, 1, lambda: signal.raise_signal(signal.SIGINT))
+        assert main(["train", *tiny.arguments(results)]) == 130
+    store = Store(results)
+    ((run_id, status),) = tiny.runs(store).items()
+    assert status == "KILLED"
+    path = store.checkpoint(run_id)
+    path.write_bytes(path.read_bytes()[:5000])
+    line = told(capsys, "train", "--resume", run_id, "--results", results, results=results)
+    assert "last.ckpt cannot be read: it is cut short" in line
+
+
+def test_a_divergence_is_told_and_the_run_has_failed(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = FlowModule.training_step
+
+    @torch.no_grad()
+    def diverges(self: FlowModule, batch: Any, batch_idx: int) -> Any:
+        self.flow.blocks[0].network.proj_in.bias.fill_(torch.inf)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(FlowModule, "training_step", diverges)
+    assert "diverged at step 0 (epoch 1): the loss is nan, first in block 0 of 2" in told(
+        capsys, "train", *tiny.arguments(results)
+    )
+    assert list(tiny.runs(Store(results)).values()) == ["FAILED"]
+
+
+# Signals
+
+
+def test_a_stopped_run_tells_the_command_that_goes_on(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        tiny.at(patch, "training", 1, 1, lambda: signal.raise_signal(signal.SIGTERM))
+        assert main(["train", *tiny.arguments(results)]) == 130
+    ((run_id, status),) = tiny.runs(Store(results)).items()
+    assert status == "KILLED"
+    line = capsys.readouterr().err.splitlines()[-1]
+    command = f"flowbench train --resume {run_id} --results {results}"
+    assert line.startswith(f"flowbench: run {run_id} stopped; kept: {results}")
+    assert line.endswith(f"go on with: {command}")
+    assert main(command.split()[1:]) == 0
+    assert tiny.runs(Store(results)) == {run_id: "FINISHED"}
+
+
+def test_a_signal_during_setup_stops_the_command(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    stop = "flowbench.data.module.FlowData.prepare_data"
+    monkeypatch.setattr(stop, lambda _: signal.raise_signal(signal.SIGTERM))
+    assert main(["train", *tiny.arguments(results)]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "flowbench: stopped"
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert tiny.runs(Store(results)) == {}
+
+
+class Command:
+    """A command in a process of its own, its lines read as they come."""
+
+    def __init__(self, *arguments: object, **environment: str) -> None:
+        words = [sys.executable, "-m", "flowbench", *map(str, arguments)]
+        self.process = subprocess.Popen(
+            words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        )
+        self.lines: list[str] = []
+
+    def read_until(self, words: str) -> None:
+        assert self.process.stdout
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip())
+            if words in line:
+                return
+        raise AssertionError("\n".join(self.lines))
+
+    def end(self) -> int:
+        assert self.process.stdout
+        with self.process.stdout:
+            self.lines += [line.rstrip() for line in self.process.stdout]
+        return self.process.wait(120)
+
+
+@pytest.fixture
+def endless(results: Path) -> list[str]:
+    """Options of a run that only a signal ends."""
+    return tiny.arguments(results, trainer__max_epochs=100000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_process_and_keeps_its_run(
+    number: int, endless: list[str], results: Path
+) -> None:
+    command = Command("train", *endless)
+    command.read_until("epoch 2/")
+    command.process.send_signal(number)
+    assert command.end() == 130
+    ((run_id, status),) = tiny.runs(Store(results)).items()
+    assert status == "KILLED"
+    assert f"go on with: flowbench train --resume {run_id}" in command.lines[-1]
+    assert "Traceback" not in "\n".join(command.lines)
+    assert Store(results).checkpoint(run_id).exists()
+
+
+@pytest.mark.slow
+def test_a_killed_study_goes_on_and_ends_as_if_never_killed(tmp_path: Path) -> None:
+    base: dict[str, Any] = {}
+    for key, value in tiny.OPTIONS.items():
+        group, _, name = key.rpartition(".")
+        base.setdefault(group, {})[name] = value
+    base["trainer"]["max_epochs"] = 12
+    study = {
+        "question": "Which?",
+        "expected": "This.",
+        "cost": {"quick": "seconds"},
+        "base": base,
+        "grid": {"model.transform": ["affine", "rqs-4"]},
+        "scales": {"quick": {}},
+    }
+    file = tmp_path / "which.yaml"
+    file.write_text(yaml.safe_dump(study))
+    whole, killed = (tiny.results(tmp_path / name) for name in ("whole", "killed"))
+    assert Command("sweep", file, f"--results={whole}").end() == 0
+
+    command = Command("sweep", file, f"--results={killed}")
+    command.read_until("[2/2] rqs-4 · epoch 3/12")
+    os.killpg(command.process.pid, signal.SIGKILL)
+    assert command.end() == -signal.SIGKILL
+    before = Store(killed)
+    assert sorted(tiny.runs(before).values()) == ["FINISHED", "KILLED"]
+
+    again = Command("sweep", file, f"--results={killed}")
+    assert again.end() == 0
+    assert not any("epoch 1/12" in line for line in again.lines)
+    assert any("1 of 2 runs done, 1 to go" in line for line in again.lines)
+    assert tiny.runs(Store(killed)).keys() == tiny.runs(before).keys()
+    for ours, theirs in zip(tiny.runs(Store(killed)), tiny.runs(Store(whole)), strict=True):
+        assert tiny.same(tiny.weights(Store(killed), ours), tiny.weights(Store(whole), theirs))
+        assert tiny.history(Store(killed), ours) == tiny.history(Store(whole), theirs)
+    assert (killed / "which" / "report.html").exists()
+
+
+# Devices and servers
+
+
+@pytest.mark.slow
+def test_two_processes_make_one_run(results: Path) -> None:
+    options = {"trainer__devices": 2, "trainer__strategy": "ddp", "data__batch": 150}
+    command = Command("train", *tiny.arguments(results, **options))
+    assert command.end() == 0, "\n".join(command.lines)
+    store = Store(results)
+    ((run_id, status),) = tiny.runs(store).items()
+    assert status == "FINISHED"
+    assert [point.step for point in store.client.get_metric_history(run_id, "val/loss")] == [1, 2]
+    assert sum("epoch 2/2" in line for line in command.lines) == 1
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture
+def served(trained: tuple[Path, str], port: int) -> Iterator[Command]:
+    command = Command("ui", f"--results={trained[0]}", f"--port={port}")
+    yield command
+    os.killpg(command.process.pid, signal.SIGTERM)
+    command.end()
+
+
+@pytest.mark.slow
+def test_the_pages_are_served_here_by_one_worker(served: Command, port: int) -> None:
+    deadline = time.monotonic() + 90
+    while True:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as answer:
+                assert answer.read() == b"OK"
+            break
+        except OSError:
+            assert time.monotonic() < deadline, "no answer"
+            assert served.process.poll() is None, served.end()
+            time.sleep(0.5)
+    processes = [psutil.Process(served.process.pid)]
+    processes += processes[0].children(recursive=True)
+    listening = {c.laddr for p in processes for c in p.net_connections() if c.status == "LISTEN"}
+    assert listening == {("127.0.0.1", port)}
+    assert len(processes) <= 3
+
+
+def test_a_port_in_use_is_told(
+    trained: tuple[Path, str], port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", port))
+        busy.listen()
+        line = told(capsys, "ui", f"--results={trained[0]}", f"--port={port}")
+    assert f"127.0.0.1:{port}" in line

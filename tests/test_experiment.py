@@ -1,0 +1,344 @@
+"""One experiment: interrupted anywhere and resumed, it ends as if it had never been."""
+
+import signal
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from flowbench import callbacks
+from flowbench.config import Experiment
+from flowbench.errors import Diverged, Interrupted, UsageError
+from flowbench.experiment import run
+from flowbench.module import FlowModule
+from flowbench.tracking.store import Store
+
+pytestmark = tiny.LIBRARIES
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tiny.results(tmp_path / "results"))
+
+
+def interrupted(
+    experiment: Experiment,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    where: tuple[str, int, int],
+    number: int = signal.SIGTERM,
+) -> str:
+    """Stop a run by a signal at this place; give its id."""
+    with monkeypatch.context() as patch, pytest.raises(Interrupted) as stopped:
+        tiny.at(patch, *where, lambda: signal.raise_signal(number))
+        run(experiment, store)
+    assert store.get(stopped.value.run_id).info.status == "KILLED"
+    return stopped.value.run_id
+
+
+def assert_same(store: Store, run_id: str, other: str) -> None:
+    assert tiny.same(tiny.weights(store, run_id), tiny.weights(store, other))
+    assert tiny.history(store, run_id) == tiny.history(store, other)
+    assert store.get(run_id).info.status == store.get(other).info.status == "FINISHED"
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "average": {"optim__ema": 0.9},
+    "gaussian": {"data__noise": "gaussian"},
+    "accumulated": {"trainer__accumulate_grad_batches": 2},
+    "ragged": {"trainer__accumulate_grad_batches": 4},
+    "twice validated": {"trainer__val_check_interval": 0.5},
+    "bfloat16": {"trainer__precision": "bf16-mixed"},
+}
+PLACES = {
+    "first batch": ("training", 0, 0),
+    "mid-epoch": ("training", 1, 2),
+    "last batch": ("training", 0, tiny.BATCHES - 1),
+    "validation": ("validation", 0, 1),
+    "very end": ("training", 1, tiny.BATCHES - 1),
+    "test": ("test", 2, 0),
+}
+
+
+CASES = [("plain", place) for place in PLACES] + [
+    (variant, "mid-epoch") for variant in VARIANTS if variant != "plain"
+]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tiny.results(tmp_path_factory.mktemp("shared")))
+
+
+@pytest.fixture(scope="module")
+def whole(shared: Store) -> Callable[[str], str]:
+    """Ids of the uninterrupted runs."""
+    return cache(lambda variant: run(tiny.experiment(**VARIANTS[variant]), shared).run_id)
+
+
+@pytest.mark.parametrize(("variant", "place"), CASES, ids=map(", ".join, CASES))
+def test_a_run_resumed_anywhere_ends_as_if_never_stopped(
+    variant: str,
+    place: str,
+    shared: Store,
+    whole: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    experiment = tiny.experiment(**VARIANTS[variant])
+    stopped = interrupted(experiment, shared, monkeypatch, PLACES[place])
+    assert run(experiment, shared, resume=stopped).run_id == stopped
+    assert_same(shared, stopped, whole(variant))
+
+
+def test_a_run_that_died_goes_on_from_its_last_checkpoint(
+    shared: Store, whole: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dies() -> None:
+        raise RuntimeError("the power went")
+
+    experiment = tiny.experiment(optim__ema=0.9)
+    known = set(tiny.runs(shared))
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks, "CHECKPOINT_SECONDS", 0)
+        tiny.at(patch, "training", 1, 4, dies)
+        with pytest.raises(RuntimeError, match="the power went"):
+            run(experiment, shared)
+    (died,) = set(tiny.runs(shared)) - known
+    assert torch.load(shared.checkpoint(died), weights_only=True)["global_step"] == 6 + 4
+    run(experiment, shared, resume=died)
+    assert_same(shared, died, whole("average"))
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_again(
+    shared: Store, whole: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = tiny.experiment()
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="no checkpoint") as stop:
+        patch.setattr(Store, "describe", lambda *_: signal.raise_signal(signal.SIGINT))
+        run(experiment, shared)
+    stopped = stop.value.run_id
+    assert shared.get(stopped).info.status == "KILLED"
+    run(experiment, shared, resume=stopped)
+    assert_same(shared, stopped, whole("plain"))
+
+
+def test_a_run_stopped_while_it_draws_samples_is_completed(
+    shared: Store, whole: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = tiny.experiment()
+    with monkeypatch.context() as patch, pytest.raises(Interrupted) as stop:
+        drawing = "flowbench.experiment.draw_classes"
+        patch.setattr(drawing, lambda *_: signal.raise_signal(signal.SIGTERM))
+        run(experiment, shared)
+    assert shared.get(stop.value.run_id).info.status == "KILLED"
+    record = run(experiment, shared, resume=stop.value.run_id)
+    assert_same(shared, record.run_id, whole("plain"))
+    assert {"val/loss", "train/loss", "test/bpd"} <= record.metrics.keys()
+
+
+def test_the_average_is_what_a_run_resumed_after_training_is_tested_on(
+    shared: Store, whole: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = tiny.experiment(optim__ema=0.9)
+    stopped = interrupted(experiment, shared, monkeypatch, PLACES["test"])
+    record = run(experiment, shared, resume=stopped)
+    averaged = tiny.weights(shared, whole("average"))["state_dict"]
+    assert tiny.same(dict(record.flow.state_dict(prefix="flow.")), dict(averaged))
+
+
+def test_a_second_signal_stops_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def twice() -> None:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+
+    tiny.at(monkeypatch, "training", 1, 2, twice)
+    with pytest.raises(Interrupted) as stopped:
+        run(tiny.experiment(), store)
+    run_id = stopped.value.run_id
+    assert store.get(run_id).info.status == "KILLED"
+    assert torch.load(store.checkpoint(run_id), weights_only=True)["global_step"] == 6
+
+
+def test_the_handlers_of_signals_return(store: Store) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    run(tiny.experiment(trainer__max_epochs=1), store)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+# Failures
+
+
+def failed(store: Store) -> str:
+    """The id of the one run, which has failed; its traceback is recorded."""
+    ((run_id, status),) = tiny.runs(store).items()
+    assert status == "FAILED"
+    assert "traceback.txt" in [found.path for found in store.client.list_artifacts(run_id)]
+    return run_id
+
+
+def test_a_loss_that_is_not_finite_names_its_step_and_block(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planted: list[FlowModule] = []
+    init = FlowModule.__init__
+
+    def keep(self: FlowModule, *rest: Any) -> None:
+        init(self, *rest)
+        planted.append(self)
+
+    @torch.no_grad()
+    def plant() -> None:
+        planted[0].flow.blocks[1].network.proj_in.weight[0, 0] = torch.inf
+
+    monkeypatch.setattr(FlowModule, "__init__", keep)
+    tiny.at(monkeypatch, "training", 1, 3, plant)
+    with pytest.raises(Diverged, match=r"step 9 \(epoch 2\): the loss is nan, first in block 1"):
+        run(tiny.experiment(), store)
+    kept = torch.load(store.checkpoint(failed(store)), weights_only=True)
+    assert kept["global_step"] == 6
+    assert all(weight.isfinite().all() for weight in kept["state_dict"].values())
+
+
+@pytest.mark.parametrize(
+    ("factor", "where"),
+    [(torch.nan, r"norm is nan, first in block 1 .*bias"), (1e38, "norm is inf, though every")],
+)
+def test_a_gradient_that_is_not_finite_names_its_block(
+    factor: float, where: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = FlowModule.training_step
+
+    def patched(self: FlowModule, batch: Any, batch_idx: int) -> Any:
+        loss = step(self, batch, batch_idx)
+        if self.current_epoch == 1 and batch_idx == 2:
+            bias = self.flow.blocks[1].network.proj_out.bias
+            bias.register_hook(lambda gradient: torch.full_like(gradient, factor))
+        return loss
+
+    monkeypatch.setattr(FlowModule, "training_step", patched)
+    with pytest.raises(Diverged, match=rf"step 8 \(epoch 2\): the gradient's {where}"):
+        run(tiny.experiment(), store)
+    failed(store)
+
+
+def test_a_full_disk_leaves_the_earlier_checkpoint(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = torch.save
+
+    def full(content: dict[str, Any], file: Any) -> None:
+        if content["epoch"] == 0:
+            return save(content, file)
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UsageError, match=r"checkpoint .*last\.ckpt cannot be written: .*No space"):
+        run(tiny.experiment(), store)
+    path = store.checkpoint(failed(store))
+    assert torch.load(path, weights_only=True)["global_step"] == 6
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_a_checkpoint_of_another_experiment_is_refused(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = interrupted(tiny.experiment(), store, monkeypatch, PLACES["mid-epoch"])
+    with pytest.raises(UsageError, match=r"model\.width is 16 there, 32 here"):
+        run(tiny.experiment(model__width=32), store, resume=stopped)
+    assert store.get(stopped).info.status == "KILLED"
+
+
+REFUSED = {
+    "unknown transform 'affin'": {"model__transform": "affin"},
+    "5000": {"model__transform": "rqs-5000"},
+    "patch 5 does not divide images of 28x28": {"model__patch": 5},
+    "unknown key trainer.max_epoch:.*max_epochs": {"trainer__max_epoch": 3},
+    "trainer.logger cannot be set: runs are": {"trainer__logger": True},
+    "trainer.gradient_clip_val cannot be set: set optim.clip": {"trainer__gradient_clip_val": 1},
+    "trainer.max_epochs = -1, trainer.max_steps = None is not": {"trainer__max_epochs": -1},
+    "trainer.max_epochs = 'x'": {"trainer__max_epochs": "x"},
+    "trainer: .*nonsense": {"trainer__precision": "nonsense"},
+    "train-images": {"data__name": "mnist", "data__root": "/nowhere"},
+}
+
+
+@pytest.mark.parametrize("told", REFUSED)
+def test_a_wrong_configuration_is_told_before_anything_is_recorded(told: str, store: Store) -> None:
+    with pytest.raises(UsageError, match=told):
+        run(tiny.experiment(**REFUSED[told]), store)
+    assert tiny.runs(store) == {}
+    assert not (store.results / "checkpoints").exists()
+
+
+# What is measured
+
+
+def test_nothing_is_recorded_that_was_not_measured(store: Store) -> None:
+    without = run(tiny.experiment(trainer__limit_val_batches=0), store)
+    assert not any(key.startswith(("val/", "max_", "outside")) for key in without.metrics)
+    assert "train/bpd" in without.metrics
+
+    seldom = run(tiny.experiment(trainer__check_val_every_n_epoch=2), store)
+    epochs = {epoch for key, epoch in tiny.history(store, seldom.run_id) if key == "val/loss"}
+    assert epochs == {2}
+
+    gaussian = run(tiny.experiment(data__noise="gaussian"), store)
+    assert not any(key.endswith("/bpd") for key in gaussian.metrics)
+
+
+def test_an_epoch_cut_short_has_no_time(store: Store) -> None:
+    experiment = tiny.experiment(trainer__max_epochs=-1, trainer__max_steps=8)
+    run_id = run(experiment, store).run_id
+    losses = store.client.get_metric_history(run_id, "train/loss")
+    assert [point.step for point in losses] == [1, 2]
+    times = store.client.get_metric_history(run_id, "seconds_per_epoch")
+    assert [point.step for point in times] == [1]
+
+
+def test_metrics_are_recorded_once_an_epoch(shared: Store, whole: Callable[[str], str]) -> None:
+    run_id = whole("plain")
+    metrics = shared.get(run_id).data.metrics
+    per_epoch = [key for key in metrics if not key.startswith("test/")]
+    assert {"train/prior", "val/logdet", "lr", "grad_norm", "seconds_per_epoch"} <= set(per_epoch)
+    assert {"max_log_slope/block_1", "outside/block_0", "images_per_second"} <= set(per_epoch)
+    for key in per_epoch:
+        assert [p.step for p in shared.client.get_metric_history(run_id, key)] == [1, 2], key
+    (tested,) = shared.client.get_metric_history(run_id, "test/loss")
+    assert tested.step == 2
+
+
+def test_only_training_counts_as_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+
+    def costs(owner: Any, name: str, seconds: float) -> None:
+        done = getattr(owner, name)
+
+        def patched(*given: Any, **named: Any) -> Any:
+            now[0] += seconds
+            return done(*given, **named)
+
+        monkeypatch.setattr(owner, name, patched)
+
+    monkeypatch.setattr(callbacks.EpochClock, "_now", staticmethod(lambda: now[0]))
+    monkeypatch.setattr(callbacks, "CHECKPOINT_SECONDS", 0)
+    costs(FlowModule, "training_step", 1)
+    costs(FlowModule, "configure_optimizers", 10)
+    costs(FlowModule, "validation_step", 100)
+    costs(torch, "save", 1000)
+    monkeypatch.setattr("flowbench.experiment.grid", lambda images: images[0, 0])
+    costs(__import__("flowbench.experiment").experiment, "grid", 10000)
+    options = {"evaluate__samples_every": 1, "trainer__val_check_interval": 0.5}
+    run_id = run(tiny.experiment(**options), store).run_id
+    assert now[0] > 20000
+    seconds = store.client.get_metric_history(run_id, "seconds_per_epoch")
+    assert [point.value for point in seconds] == [tiny.BATCHES, tiny.BATCHES]
+    rates = store.client.get_metric_history(run_id, "images_per_second")
+    assert [point.value for point in rates] == [100, 100]
+    first = store.client.get_metric_history(run_id, "first_epoch")
+    assert [point.value for point in first] == [1, 0]

@@ -1,0 +1,227 @@
+"""The module: its optimiser, its schedule, its noise, and means that are exact."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+
+from flowbench import callbacks
+from flowbench.checkpoint import load
+from flowbench.config import Experiment
+from flowbench.data.module import FlowData
+from flowbench.errors import UsageError
+from flowbench.evaluation.likelihood import bits_per_dim, objective
+from flowbench.experiment import run
+from flowbench.experiment import test as measure
+from flowbench.means import Means
+from flowbench.module import FlowModule
+from flowbench.tracking.store import Store
+
+pytestmark = tiny.LIBRARIES
+
+
+def fitted(experiment: Experiment) -> tuple[FlowModule, Trainer, list[float]]:
+    """A module after training, and the learning rate of each of its steps."""
+    rates: list[float] = []
+
+    class Rates(callbacks.Callback):
+        def on_before_optimizer_step(self, _: Trainer, __: Any, optimizer: Any) -> None:
+            rates.append(optimizer.param_groups[0]["lr"])
+
+    module = FlowModule(experiment, (1, 28, 28), 10)
+    options = {**experiment.trainer, "limit_val_batches": 0, "callbacks": [Rates()]}
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = Trainer(**options, **quiet, enable_model_summary=False)
+    trainer.fit(module, datamodule=FlowData(experiment.data, experiment.seed))
+    return module, trainer, rates
+
+
+@pytest.mark.parametrize(
+    ("warmup_epochs", "accumulate", "steps"), [(1.0, 1, 6), (0.5, 1, 6), (0.0, 1, 6), (1.0, 4, 2)]
+)
+def test_the_rate_warms_up_linearly_then_falls_as_a_cosine(
+    warmup_epochs: float, accumulate: int, steps: int
+) -> None:
+    high, low = 1e-3, 1e-5
+    experiment = tiny.experiment(
+        optim__lr=high,
+        optim__min_lr=low,
+        optim__warmup_epochs=warmup_epochs,
+        trainer__max_epochs=3,
+        trainer__accumulate_grad_batches=accumulate,
+    )
+    _, _, rates = fitted(experiment)
+    total, warmup = 3 * steps, warmup_epochs * steps
+    for step, rate in enumerate(rates):
+        angle = math.pi * (step - warmup) / (total - warmup)
+        cosine = low + (high - low) * (1 + math.cos(angle)) / 2
+        expected = high * (step + 1) / (warmup + 1) if step < warmup else cosine
+        assert rate == pytest.approx(expected, rel=1e-9), step
+    assert len(rates) == total
+    assert max(rates) == pytest.approx(high)
+
+
+def test_only_weights_of_linear_layers_decay() -> None:
+    module, trainer, _ = fitted(tiny.experiment(trainer__max_epochs=1, optim__weight_decay=0.3))
+    decay, rest = trainer.optimizers[0].param_groups
+    assert (decay["weight_decay"], rest["weight_decay"]) == (0.3, 0.0)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    grouped = [names[id(p)] for group in (decay, rest) for p in group["params"]]
+    assert sorted(grouped) == sorted(names.values())  # each in exactly one
+    linear = [name for name, part in module.named_modules() if isinstance(part, nn.Linear)]
+    assert sorted(names[id(p)] for p in decay["params"]) == sorted(f"{n}.weight" for n in linear)
+
+
+def test_the_gradient_is_clipped_and_its_norm_recorded_before() -> None:
+    experiment = tiny.experiment(optim__clip=1e-3, trainer__max_epochs=1)
+    norms: list[float] = []
+
+    class Norms(callbacks.Callback):
+        def on_before_zero_grad(self, _: Trainer, module: Any, __: Any) -> None:
+            gradients = [p.grad for p in module.parameters() if p.grad is not None]
+            if gradients:
+                norms.append(nn.utils.get_total_norm(gradients).item())
+
+    module = FlowModule(experiment, (1, 28, 28), 10)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    options = {**experiment.trainer, "limit_val_batches": 0, **quiet}
+    trainer = Trainer(**options, enable_model_summary=False, callbacks=[Norms()])
+    trainer.fit(module, datamodule=FlowData(experiment.data, experiment.seed))
+    assert norms
+    assert norms == pytest.approx([1e-3] * len(norms), rel=1e-3)
+    assert module.trained.take()["grad_norm"] > 0.01
+
+
+def test_noise_follows_from_its_place_alone() -> None:
+    module = FlowModule(tiny.experiment(), (1, 28, 28), 10)
+
+    def noise(*place: int) -> torch.Tensor:
+        return torch.rand(1000, generator=module._generator(*place))
+
+    assert torch.equal(noise(0, 1, 2, 3), noise(0, 1, 2, 3))
+    places = [(0, 1, 2, 3), (1, 1, 2, 3), (0, 2, 2, 3), (0, 1, 3, 3), (0, 1, 2, 4), (0, 2, 1, 3)]
+    drawn = torch.stack([noise(*place) for place in places])
+    correlation = torch.corrcoef(drawn) - torch.eye(len(places))
+    assert correlation.abs().max() < 0.15
+
+
+def test_sampling_in_between_does_not_change_the_training(tmp_path: Path) -> None:
+    store = Store(tiny.results(tmp_path / "results"))
+    without = run(tiny.experiment(), store).run_id
+    drawn = run(tiny.experiment(evaluate__samples_every=1), store).run_id
+    assert tiny.same(tiny.weights(store, without), tiny.weights(store, drawn))
+
+
+# Means
+
+
+def test_means_do_not_depend_on_how_images_are_dealt() -> None:
+    values = torch.randn(10)
+
+    def mean(*sizes: int) -> float:
+        means = Means()
+        for part in values.split(list(sizes)):
+            means.add(len(part), loss=part.mean())
+        return means.take()["loss"]
+
+    assert mean(10) == pytest.approx(mean(1, 2, 7)) == pytest.approx(values.mean().item())
+
+
+def test_means_start_anew_once_taken() -> None:
+    means = Means()
+    means.add(1, loss=torch.tensor(1.0))
+    means.peak(slope=torch.tensor(2.0))
+    means.peak(slope=torch.tensor(1.0))
+    assert means.take() == {"loss": 1.0, "slope": 2.0}
+    assert means.take() == {}
+
+
+def test_means_go_on_from_a_checkpoint() -> None:
+    first, second = Means(), Means()
+    first.add(3, loss=torch.tensor(1.0))
+    first.peak(slope=torch.tensor(2.0))
+    second.load_state_dict(first.state_dict())
+    second.add(1, loss=torch.tensor(5.0))
+    second.peak(slope=torch.tensor(1.0))
+    assert second.take() == {"loss": 2.0, "slope": 2.0}
+
+
+def test_recorded_losses_are_means_over_all_images(tmp_path: Path) -> None:
+    store = Store(tiny.results(tmp_path / "results"))
+    options = {"data__batch": 300, "trainer__limit_val_batches": 1.0}  # 500 images: unequal shares
+    record = run(tiny.experiment(**options, trainer__limit_test_batches=1.0), store)
+    module = load(store.checkpoint(record.run_id))
+    val = FlowData(module.experiment.data, 0).splits.val
+    noise = module._generator(2412, 0)
+    parts = range(0, 500, 250)
+    images = torch.cat([module.dequantise(val.pixels[i : i + 250], noise) for i in parts])
+    with torch.no_grad():
+        prior, logdet = objective(*module.flow(images, val.labels))
+    assert record.metrics["val/prior"] == pytest.approx(prior.item(), rel=1e-5)
+    assert record.metrics["val/logdet"] == pytest.approx(logdet.item(), rel=1e-5)
+    loss = record.metrics["val/prior"] - record.metrics["val/logdet"]
+    assert record.metrics["val/loss"] == pytest.approx(loss, abs=1e-6)
+    assert record.metrics["val/bpd"] == pytest.approx(bits_per_dim(loss), abs=1e-5)
+    again = measure(store.checkpoint(record.run_id), draws=1)
+    assert again["test/loss"] == pytest.approx(record.metrics["test/loss"], rel=1e-6)
+    assert measure(store.checkpoint(record.run_id), draws=2)["test/loss"] != again["test/loss"]
+
+
+# Checkpoints
+
+
+def written(path: Path, **options: Any) -> FlowModule:
+    """A module and its checkpoint, without any training."""
+    module = FlowModule(tiny.experiment(**options), (1, 28, 28), 10)
+    content: dict[str, Any] = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(content)
+    torch.save(content, path)
+    return module
+
+
+def test_a_checkpoint_is_the_same_density(tmp_path: Path) -> None:
+    module = written(tmp_path / "c.ckpt", model__transform="rqs-4").eval()
+    images, y = torch.rand(3, 1, 28, 28), torch.tensor([0, 1, -1])
+    again = load(tmp_path / "c.ckpt")
+    assert again.experiment == module.experiment
+    assert torch.equal(again.flow.log_prob(images, y), module.flow.log_prob(images, y))
+
+
+def wider(content: dict[str, Any]) -> dict[str, Any]:
+    content["flowbench"]["experiment"]["model"]["width"] = 32
+    return content
+
+
+BROKEN = {
+    "it is empty": lambda _: b"",
+    "it is cut short, damaged": lambda good: good[: len(good) // 2],
+    "it is cut short, damaged or": lambda _: b"x" * 1000,
+    "was not written by flowbench": {"state_dict": {}},
+    "c.ckpt was not written by flowbench": [1],
+    r"does not fit the flow it names: size mismatch for flow\.blocks": wider,
+}
+
+
+@pytest.mark.parametrize("told", BROKEN)
+def test_a_broken_checkpoint_is_told(told: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.ckpt"
+    written(path)
+    damage: Any = BROKEN[told]
+    if damage is wider:
+        torch.save(wider(torch.load(path)), path)
+    elif callable(damage):
+        path.write_bytes(damage(path.read_bytes()))
+    else:
+        torch.save(damage, path)
+    with pytest.raises(UsageError, match=told):
+        load(path)
+
+
+def test_a_missing_checkpoint_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot be read: there is no such file"):
+        load(tmp_path / "c.ckpt")

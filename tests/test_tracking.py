@@ -1,0 +1,187 @@
+"""The store: what is recorded of a run, whose it is, and what becomes of it."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+import yaml
+from PIL import Image
+
+from flowbench.config import build
+from flowbench.errors import UsageError
+from flowbench.experiment import Record, run
+from flowbench.tracking import tables
+from flowbench.tracking.provenance import is_orphan, owner
+from flowbench.tracking.store import Store
+
+pytestmark = tiny.LIBRARIES
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tiny.results(tmp_path_factory.mktemp("tracked")))
+
+
+@pytest.fixture(scope="module")
+def record(store: Store) -> Record:
+    options = {"model__transform": "rqs-4", "evaluate__samples_every": 1}
+    return run(tiny.experiment(**options), store)
+
+
+def artifact(store: Store, run_id: str, path: str) -> Path:
+    return Path(store.client.download_artifacts(run_id, path))
+
+
+def test_the_whole_configuration_is_recorded(store: Store, record: Record) -> None:
+    params = store.get(record.run_id).data.params
+    assert params["model.transform"] == "rqs-4"
+    assert params["bins"] == "4"
+    assert params["optim.betas"] == "(0.9, 0.95)"
+    assert params["trainer.max_epochs"] == "2"
+    assert int(params["parameters"]) == sum(p.numel() for p in record.flow.parameters())
+    assert params["device"]
+    assert params["threads"] == "1"
+    text = artifact(store, record.run_id, "config.yaml").read_text()
+    assert build(yaml.safe_load(text)) == store.experiment(record.run_id)
+
+
+def test_the_tags_say_where_the_numbers_come_from(store: Store, record: Record) -> None:
+    tags = store.get(record.run_id).data.tags
+    assert tags["version.torch"].startswith("2.")
+    assert {"version.mlflow", "version.flowbench", "version.python", "commit"} <= tags.keys()
+    assert "cores" in tags["machine"]
+    assert tags["flowbench.digest"] == store.experiment(record.run_id).digest()
+    assert tags["flowbench.pid"] == str(os.getpid())
+    head = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    commit = subprocess.run(head, capture_output=True, text=True, check=False).stdout.strip()
+    assert tags["commit"].rstrip("+") == commit
+
+
+def test_samples_are_recorded_as_images_and_as_numbers(store: Store, record: Record) -> None:
+    for name in ("epoch_0001.png", "epoch_0002.png", "final.png"):
+        with Image.open(artifact(store, record.run_id, f"samples/{name}")) as image:
+            assert image.size == (10 * 30 + 2, 30 + 2)
+    images = np.load(artifact(store, record.run_id, "samples.npy"))
+    assert images.shape == (1, 10, 28, 28, 1)
+
+
+def test_a_record_has_the_last_value_of_every_metric(store: Store, record: Record) -> None:
+    assert record.metrics == store.get(record.run_id).data.metrics
+    assert {"train/loss", "val/bpd", "test/bpd", "outside/block_1"} <= record.metrics.keys()
+
+
+def test_tables_hold_a_row_a_run_and_a_row_an_epoch(store: Store, record: Record) -> None:
+    runs, history = tables.read(store, [store.get(record.run_id)])
+    (row,) = runs.to_dict("records")
+    assert (row["transform"], row["bins"], row["epochs"]) == ("rqs-4", 4, 2)
+    assert row["status"] == "finished"
+    assert row["test/bpd"] == record.metrics["test/bpd"]
+    assert list(history["epoch"]) == [1, 2]
+    assert history["val/loss"].iloc[-1] == record.metrics["val/loss"]
+    assert row["seconds_per_epoch"] == history["seconds_per_epoch"].iloc[1]  # not the first
+
+
+# Whose a run is
+
+
+def test_a_process_owns_its_runs_as_long_as_it_lives() -> None:
+    assert not is_orphan(owner())
+    assert is_orphan({**owner(), "flowbench.process_started": "1.00"})
+    assert not is_orphan({**owner(), "flowbench.host": "elsewhere", "flowbench.pid": "1"})
+
+
+def test_runs_of_killed_processes_are_closed(tmp_path: Path) -> None:
+    results = tiny.results(tmp_path / "results")
+    code = (
+        "import os, sys; from pathlib import Path; from flowbench.tracking.store import Store;"
+        "Store(Path(sys.argv[1])).start('train', 'killed', {}); os.kill(os.getpid(), 9)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(results)], check=False, timeout=120)
+    assert ended.returncode == -9
+    live = Store(results).start("train", "live", {})
+    again = Store(results)
+    statuses = {run.info.run_id: run.info.status for run in again.search("")}
+    assert statuses.pop(live) == "RUNNING"
+    assert list(statuses.values()) == ["KILLED"]
+
+
+def test_a_run_is_closed_with_what_happened(store: Store) -> None:
+    for error, status in ((None, "FINISHED"), (ValueError, "FAILED"), (SystemExit, "KILLED")):
+        run_id = store.start("train", "closing", {})
+        try:
+            with store.closing(run_id):
+                if error:
+                    raise error("why")
+        except (ValueError, SystemExit):
+            pass
+        assert store.get(run_id).info.status == status
+    assert "why" in artifact(store, store.search("")[1].info.run_id, "traceback.txt").read_text()
+
+
+def _open(results: Path) -> None:
+    Store(results).start("train", "racing", {})
+
+
+@pytest.mark.slow
+def test_processes_may_open_a_new_store_together(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    racing = [context.Process(target=_open, args=(tmp_path / "new",)) for _ in range(3)]
+    for process in racing:
+        process.start()
+    for process in racing:
+        process.join(120)
+    assert [process.exitcode for process in racing] == [0, 0, 0]
+    assert len(Store(tmp_path / "new").search("")) == 3
+
+
+def test_another_store_is_chosen_by_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tiny.results(tmp_path / "elsewhere") / "mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{elsewhere}")
+    store = Store(tmp_path / "results")
+    run_id = store.start("train", "there", {})
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert Store(tmp_path / "elsewhere").get(run_id).info.status == "RUNNING"
+    assert not (tmp_path / "results" / "mlflow.db").exists()
+
+
+# What cannot go on
+
+
+def test_only_a_stopped_run_goes_on(store: Store, record: Record) -> None:
+    with pytest.raises(UsageError, match="is finished: there is nothing to go on with"):
+        store.stopped(record.run_id)
+    live = store.start("train", "live", {})
+    with pytest.raises(UsageError, match=rf"is being run by process {os.getpid()} on .*: wait"):
+        store.stopped(live)
+    store.finish(live, "KILLED")
+    with pytest.raises(UsageError, match=r"has no config.yaml"):
+        store.stopped(live)
+    with pytest.raises(UsageError, match="there is no run 'nothing'"):
+        store.stopped("nothing")
+
+
+def test_a_run_without_a_checkpoint_is_told(store: Store) -> None:
+    run_id = store.start("train", "early", {})
+    with pytest.raises(UsageError, match=f"run {run_id} left no checkpoint"):
+        store.checkpoint_of(run_id)
+
+
+def test_a_damaged_database_is_told(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(b"garbage" * 1000)
+    with pytest.raises(UsageError, match=r"mlflow.db cannot be used: file is not a database"):
+        Store(tmp_path)
+
+
+def test_an_unreachable_server_is_told_in_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(UsageError, match=r"http://127.0.0.1:9 cannot be used: .*refused"):
+        Store(tmp_path)
