@@ -34,7 +34,7 @@ class FlowData(LightningDataModule):
         """Download what is missing; Lightning calls this in one process of each node."""
         prepare(self.data)
 
-    def setup(self, stage: str) -> None:  # noqa: ARG002 (Lightning's signature)
+    def setup(self, stage: str) -> None:
         """Read the images."""
         _ = self.splits
 
