@@ -18,6 +18,7 @@ from flowbench.report.document import Picture
 from flowbench.report.files import Recorded
 from flowbench.report.labels import label, ordered
 from flowbench.report.seeds import finished
+from flowbench.report.spikes import without_spikes
 from flowbench.report.spline import spline
 
 Format = Literal["png", "pdf"]
@@ -25,7 +26,8 @@ Format = Literal["png", "pdf"]
 NAMES = ["losses", "bpd", "seconds_per_epoch", "digits", *TERMS, "spline"]
 """Every figure there may be, each a file of this name."""
 
-_TERM_CAPTION = "{what} in every epoch of one run ({run}; {why}): loss = prior − logdet."
+_TERM_CAPTION = "{what} in every epoch of one run ({run}; {why}): loss = prior − logdet. {far}"
+_SHOWN = 3  # rows of samples of a transform
 _MEANS = (
     "Lines: mean over the n seeds of a transform; bands: ± 1 standard deviation, none for one "
     "seed. An epoch that some seed did not reach is not shown."
@@ -95,23 +97,25 @@ def _plates(recorded: Recorded, run: str | None) -> Iterator[_Plate]:
     history = epochs.merge(facts, on="run_id").sort_values(["run_id", "epoch"])
     names = ", ".join(label(name) for name in ordered(runs["transform"]))
     curves = "" if history["val/loss"].notna().any() else "validation losses by epoch"
+    terms, far_terms = without_spikes(history, [f"val/{name}" for name in TERMS])
+    bits, far_bits = without_spikes(history, ["val/bpd", "val/loss"])
     yield _Plate(
         "losses",
-        partial(losses, history),
+        partial(losses, terms),
         f"Total loss, Gaussian prior and log-determinant against epochs for {names}.",
         "Total loss and its two terms, loss = prior − logdet, on the validation set. Upper row: "
         "as measured, on scales of equal length, so that the terms' changes compare. Lower row: "
         "every panel rescaled so that 0 and 1 are the least and the greatest value of any run in "
-        f"any epoch. {_MEANS} The constant ½ log 2π is left out of the prior.",
+        f"any epoch. {_MEANS} {far_terms} The constant ½ log 2π is left out of the prior.",
         lacking=curves,
     )
     unit = "bits per dimension" if history["val/bpd"].notna().any() else "loss in nats"
     yield _Plate(
         "bpd",
-        partial(bpd, history),
+        partial(bpd, bits),
         f"Validation {unit} against epochs and against training time for {names}.",
         f"Validation {unit} against epochs (left) and against training time (right; the sum of the "
-        f"epochs' seconds, the first with its warm-up, mean over seeds). {_MEANS}",
+        f"epochs' seconds, the first with its warm-up, mean over seeds). {_MEANS} {far_bits}",
         lacking=curves,
     )
     yield _Plate(
@@ -126,7 +130,7 @@ def _plates(recorded: Recorded, run: str | None) -> Iterator[_Plate]:
     )
     yield _Plate(
         "digits",
-        partial(digits, recorded.samples),
+        partial(digits, {name: images[:_SHOWN] for name, images in recorded.samples.items()}),
         f"Generated images of every class from {', '.join(map(label, recorded.samples))}.",
         "Samples by class (columns), the first drawn from each transform's best run: one run a "
         "transform, images unselected.",
@@ -136,12 +140,14 @@ def _plates(recorded: Recorded, run: str | None) -> Iterator[_Plate]:
     own = history[history["run_id"] == row["run_id"]]
     which = f"{label(row['transform'])}, seed {row['seed']:.0f}"
     for name, what in TERMS.items():
-        stages = own[[f"train/{name}", f"val/{name}"]]
+        columns = [f"train/{name}", f"val/{name}"]
+        curve, far = without_spikes(own, columns)
+        stages = curve[columns]
         yield _Plate(
             name,
-            partial(term, own, name, which),
+            partial(term, curve, name, which),
             f"{what} against epochs in training and validation for one run, {which}.",
-            _TERM_CAPTION.format(what=what, run=f"{which}, {row['run_id'][:8]}", why=why),
+            _TERM_CAPTION.format(what=what, run=f"{which}, {row['run_id'][:8]}", why=why, far=far),
             lacking="" if stages.notna().any(axis=None) else f"values of {name} by epoch",
         )
     yield _Plate(
