@@ -57,10 +57,12 @@ def train(arguments: Sequence[str]) -> None:
         raise UsageError("--resume goes on with the recorded options: give no others")
     store = Store(parsed.results)
     if parsed.resume:
-        experiment = store.stopped(parsed.resume)
+        experiment = store.experiment(parsed.resume)
     try:
         record = run(experiment, store, resume=parsed.resume)
     except Interrupted as stopped:
+        if not stopped.run_id:
+            raise  # the first process tells how to go on
         raise _with_command(
             stopped, ["train", "--resume", stopped.run_id], parsed.results
         ) from None

@@ -36,8 +36,9 @@ from flowbench.tracking.provenance import processor
 from flowbench.tracking.store import Store
 from flowbench.tracking.tables import SAMPLES
 
-# What it tells of itself at every start would bury the lines that matter.
-logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+# What Lightning tells of itself at every start would bury the lines that matter.
+for name in ("lightning.pytorch", "lightning.fabric"):
+    logging.getLogger(name).setLevel(logging.ERROR)
 
 QUIET: dict[str, Any] = {
     "logger": False,
@@ -109,7 +110,7 @@ def run(
     keep = KeepGoing(store.checkpoint(run_id), clock)
     try:
         with keep.handling_signals(), store.closing(run_id) if recording else nullcontext():
-            if recording and not resume:
+            if recording:
                 store.describe(run_id, experiment, _facts(module.flow))
             lines = EpochLines(label or experiment.model.transform)
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
@@ -122,6 +123,8 @@ def run(
                 store.log(run_id, tested, trainer.current_epoch)
                 _log_samples(store, run_id, module)
     except (KeyboardInterrupt, SystemExit) as error:
+        if not recording:
+            raise Interrupted("stopped") from error
         kept = keep.path if keep.path.exists() else "no checkpoint yet"
         raise Interrupted(f"run {run_id} stopped; kept: {kept}", run_id) from error
     metrics = dict(store.get(run_id).data.metrics) if recording else {}
@@ -156,7 +159,7 @@ def _trainer(options: Mapping[str, Any]) -> Trainer:
         raise UsageError(f"{told} is not valid: one of them ends the training, an integer above 0")
     try:
         return Trainer(
-            **{"num_sanity_val_steps": 0, **QUIET, **options},
+            **{"devices": 1, "num_sanity_val_steps": 0, **QUIET, **options},
             plugins=[AtomicCheckpointIO()],
             use_distributed_sampler=False,
         )
@@ -168,6 +171,8 @@ def _open(
     experiment: Experiment, store: Store, tags: Mapping[str, str] | None, resume: str | None
 ) -> str:
     if resume:
+        if store.get(resume).info.status == "FINISHED":
+            raise UsageError(f"run {resume} is finished: there is nothing to go on with")
         store.reopen(resume)
         return resume
     own = {"flowbench.role": "run", "flowbench.digest": experiment.digest()}

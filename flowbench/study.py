@@ -66,7 +66,9 @@ def read(path: Path, scale: str = QUICK) -> StudyFile:
     if scale not in scales:
         raise UsageError(f"{path}: no scale {scale!r}: valid are {', '.join(scales)}")
     name = path.stem if scale == QUICK else f"{path.stem}-{scale}"
-    overrides = dict(scales[scale])
+    overrides = scales[scale]
+    if not isinstance(overrides, dict):
+        raise UsageError(f"{path}: scales.{scale} = {overrides!r} is not valid: a mapping")
     grid = _grid(path, {**content["grid"], **overrides.pop("grid", {})})
     base = _merge(content["base"], overrides)
     points = []

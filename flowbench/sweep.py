@@ -37,6 +37,11 @@ def sweep(study: StudyFile, store: Store) -> str:
         Interrupted: A signal stopped the run in progress.
         UsageError: Another process runs the study, or every run that was tried failed.
     """
+    for key in ("devices", "num_nodes"):
+        for point in study.points:
+            asked = point.experiment.trainer.get(key, 1)
+            if asked != 1:  # each process of such a run would start the whole study again
+                raise UsageError(f"trainer.{key} = {asked!r} is not valid in a study: 1")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     parent = _parent(study, store)
     with store.closing(parent):
@@ -57,8 +62,8 @@ def sweep(study: StudyFile, store: Store) -> str:
 class _Grid(GridSampler):
     """Optuna's, without its own idea of the end of a study.
 
-    It takes a point whose trial was stopped or failed for visited, and breaks at a queued trial when
-    one point is left; here every trial is queued and counted.
+    It takes a point whose trial was stopped or failed for visited, and breaks at a queued trial
+    when one point is left; here every trial is queued and counted.
     """
 
     def after_trial(self, *_: Any) -> None:
@@ -95,11 +100,12 @@ def _queue(trials: optuna.Study, study: StudyFile) -> int:
     return len(missing)
 
 
-def _time_left(missing: int) -> Callable[[optuna.Study, FrozenTrial], None]:
+def _time_left(missing: int) -> Callable[..., None]:
+    """After every run, tell how many are left, and how long they take if like those before."""
     began = time.monotonic()
     left = missing
 
-    def tell(study: optuna.Study, trial: FrozenTrial) -> None:
+    def tell(*_: object) -> None:
         nonlocal left
         left -= 1
         each = (time.monotonic() - began) / (missing - left)
@@ -172,9 +178,6 @@ def _parent(study: StudyFile, store: Store) -> str:
         tags = found.data.tags
         if tags["flowbench.study"] == study.name and tags["flowbench.digest"] == digest:
             run_id: str = found.info.run_id
-            if found.info.status == "RUNNING":
-                owner = f"process {tags['flowbench.pid']} on {tags['flowbench.host']}"
-                raise UsageError(f"study {study.name} is being run by {owner}: wait, or stop it")
             store.reopen(run_id)
             return run_id
     tags = {

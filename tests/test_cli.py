@@ -431,15 +431,28 @@ def test_a_killed_study_goes_on_and_ends_as_if_never_killed(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-def test_two_processes_make_one_run(results: Path) -> None:
-    options = {"trainer__devices": 2, "trainer__strategy": "ddp", "data__batch": 150}
-    command = Command("train", *tiny.arguments(results, **options))
+def test_two_processes_make_one_run_that_can_be_stopped(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"trainer__devices": 2, "trainer__strategy": "ddp"}
+    options |= {"data__batch": 150, "trainer__max_epochs": 12}
+    whole, stopped = (tiny.results(tmp_path / name) for name in ("whole", "stopped"))
+    command = Command("train", *tiny.arguments(whole, **options))
     assert command.end() == 0, "\n".join(command.lines)
-    store = Store(results)
-    ((run_id, status),) = tiny.runs(store).items()
+    assert sum("epoch 2/12" in line for line in command.lines) == 1
+    ((run_id, status),) = tiny.runs(Store(whole)).items()
     assert status == "FINISHED"
-    assert [point.step for point in store.client.get_metric_history(run_id, "val/loss")] == [1, 2]
-    assert sum("epoch 2/2" in line for line in command.lines) == 1
+    recorded = Store(whole).client.get_metric_history(run_id, "val/loss")
+    assert [point.step for point in recorded] == list(range(1, 13))
+
+    command = Command("train", *tiny.arguments(stopped, **options))
+    command.read_until("epoch 3/12")
+    command.process.send_signal(signal.SIGTERM)
+    assert command.end() == 130
+    ((again, status),) = tiny.runs(Store(stopped)).items()
+    assert status == "KILLED"
+    assert Command("train", "--resume", again, f"--results={stopped}").end() == 0
+    assert tiny.runs(Store(stopped)) == {again: "FINISHED"}
+    assert tiny.same(tiny.weights(Store(stopped), again), tiny.weights(Store(whole), run_id))
+    assert tiny.history(Store(stopped), again) == tiny.history(Store(whole), run_id)
 
 
 @pytest.fixture

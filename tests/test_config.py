@@ -46,7 +46,7 @@ def test_equal_experiments_have_equal_digests() -> None:
 
 
 WRONG_OPTIONS = {
-    "--model.widht=3": r"unknown option model.widht \(did you mean model.width\?\): valid are model",
+    "--model.widht=3": r"unknown option model.widht \(did you mean model.width\?\): valid",
     "--widht=3": r"unknown option widht: valid are name, seed, trainer, model\.\*, data\.\*",
     "nonsense": "unknown option nonsense",
     "--model.width=abc": "^model.width = 'abc' is not valid: an integer$",

@@ -33,9 +33,10 @@ def interrupted(
     number: int = signal.SIGTERM,
 ) -> str:
     """Stop a run by a signal at this place; give its id."""
-    with monkeypatch.context() as patch, pytest.raises(Interrupted) as stopped:
+    with monkeypatch.context() as patch:
         tiny.at(patch, *where, lambda: signal.raise_signal(number))
-        run(experiment, store)
+        with pytest.raises(Interrupted) as stopped:
+            run(experiment, store)
     assert store.get(stopped.value.run_id).info.status == "KILLED"
     return stopped.value.run_id
 
@@ -118,23 +119,26 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again(
     shared: Store, whole: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = tiny.experiment()
-    with monkeypatch.context() as patch, pytest.raises(Interrupted, match="no checkpoint") as stop:
+    with monkeypatch.context() as patch:
         patch.setattr(Store, "describe", lambda *_: signal.raise_signal(signal.SIGINT))
-        run(experiment, shared)
+        with pytest.raises(Interrupted, match="no checkpoint") as stop:
+            run(experiment, shared)
     stopped = stop.value.run_id
     assert shared.get(stopped).info.status == "KILLED"
     run(experiment, shared, resume=stopped)
     assert_same(shared, stopped, whole("plain"))
+    assert shared.get(stopped).data.params == shared.get(whole("plain")).data.params
 
 
 def test_a_run_stopped_while_it_draws_samples_is_completed(
     shared: Store, whole: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     experiment = tiny.experiment()
-    with monkeypatch.context() as patch, pytest.raises(Interrupted) as stop:
+    with monkeypatch.context() as patch:
         drawing = "flowbench.experiment.draw_classes"
         patch.setattr(drawing, lambda *_: signal.raise_signal(signal.SIGTERM))
-        run(experiment, shared)
+        with pytest.raises(Interrupted) as stop:
+            run(experiment, shared)
     assert shared.get(stop.value.run_id).info.status == "KILLED"
     record = run(experiment, shared, resume=stop.value.run_id)
     assert_same(shared, record.run_id, whole("plain"))
@@ -149,6 +153,24 @@ def test_the_average_is_what_a_run_resumed_after_training_is_tested_on(
     record = run(experiment, shared, resume=stopped)
     averaged = tiny.weights(shared, whole("average"))["state_dict"]
     assert tiny.same(dict(record.flow.state_dict(prefix="flow.")), dict(averaged))
+
+
+@pytest.mark.parametrize(("accumulate", "steps"), [(1, 6 + 3), (4, 2 + 1)])
+def test_a_signal_waits_for_the_step_and_keeps_it(
+    accumulate: int, steps: int, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = tiny.experiment(trainer__accumulate_grad_batches=accumulate)
+    stopped = interrupted(experiment, store, monkeypatch, ("training", 1, 2))
+    kept = torch.load(store.checkpoint(stopped), weights_only=True)
+    assert kept["global_step"] == steps
+
+
+def test_a_signal_in_validation_lets_the_epoch_end(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped = interrupted(tiny.experiment(), store, monkeypatch, ("validation", 0, 0))
+    kept = torch.load(store.checkpoint(stopped), weights_only=True)
+    assert (kept["epoch"], kept["global_step"]) == (0, 6)
 
 
 def test_a_second_signal_stops_at_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +306,8 @@ def test_nothing_is_recorded_that_was_not_measured(store: Store) -> None:
     assert not any(key.startswith(("val/", "max_", "outside")) for key in without.metrics)
     assert "train/bpd" in without.metrics
 
-    seldom = run(tiny.experiment(trainer__check_val_every_n_epoch=2), store)
+    options = {"trainer__check_val_every_n_epoch": 2, "trainer__max_epochs": 3}
+    seldom = run(tiny.experiment(**options), store)
     epochs = {epoch for key, epoch in tiny.history(store, seldom.run_id) if key == "val/loss"}
     assert epochs == {2}
 

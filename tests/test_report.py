@@ -328,7 +328,8 @@ def test_every_digit_survives_the_files(recorded: Recorded, tmp_path: Path) -> N
 def test_figures_are_rebuilt_byte_for_byte_from_the_files(report: Path, tmp_path: Path) -> None:
     paths = build(STUDY, load(report), tmp_path)
     expected = {f"{name}.png" for name in NAMES}
-    expected |= {"runs.csv", "history.csv", "samples.npz", "report.md", "report.html"}
+    expected |= {"runs.csv", "history.csv", "samples.npz", "study.json"}
+    expected |= {"report.md", "report.html"}
     assert {path.name for path in paths} == expected
     assert [p.name for p in paths if p.read_bytes() != (report / p.name).read_bytes()] == []
     drawings = {f"{name}.pdf" for name in NAMES}

@@ -85,6 +85,7 @@ WRONG: dict[str, dict[str, Any]] = {
     "base = None is not valid: a mapping": {"base": None},
     "question = 3 is not valid: text": {"question": 3},
     "no scale 'quick': valid are full": {"scales": {"full": {}}},
+    "scales.quick = 3 is not valid: a mapping": {"scales": {"quick": 3}},
 }
 
 

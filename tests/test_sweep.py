@@ -130,9 +130,10 @@ def test_a_stopped_study_goes_on_where_it_was(
             signal.raise_signal(signal.SIGTERM)
         return step(self, batch, batch_idx)
 
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+    with monkeypatch.context() as patch:
         patch.setattr(FlowModule, "training_step", patched)
-        sweep(study(tmp_path), store)
+        with pytest.raises(Interrupted):
+            sweep(study(tmp_path), store)
     assert statuses(store) == ["FINISHED", "KILLED"]
     assert states(store)[:2] == ["COMPLETE", "FAIL"]
     assert parent_status(store) == "KILLED"
@@ -229,7 +230,7 @@ def test_a_study_that_is_being_run_is_refused(store: Store, tmp_path: Path) -> N
     which = study(tmp_path)
     tags = {"flowbench.role": "study", "flowbench.study": "which"}
     parent = store.start("which", "which", {**tags, "flowbench.digest": which.digest()})
-    with pytest.raises(UsageError, match=r"study which is being run by process \d+ on .*: wait"):
+    with pytest.raises(UsageError, match=r"which is being run by process \d+ on .*: wait"):
         sweep(which, store)
     assert store.get(parent).info.status == "RUNNING"
     assert tiny.runs(store) == {}
@@ -250,3 +251,10 @@ def test_a_study_without_validation_runs(store: Store, tmp_path: Path) -> None:
     scales = {"quick": {"trainer": {"limit_val_batches": 0}}}
     sweep(study(tmp_path, grid={"seed": [0]}, scales=scales), store)
     assert_complete(store, points=1)
+
+
+def test_a_study_that_asks_for_several_devices_is_refused(store: Store, tmp_path: Path) -> None:
+    scales = {"quick": {"trainer": {"devices": 2}}}
+    with pytest.raises(UsageError, match=r"trainer\.devices = 2 is not valid in a study"):
+        sweep(study(tmp_path, scales=scales), store)
+    assert store.search("") == []

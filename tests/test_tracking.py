@@ -155,16 +155,17 @@ def test_another_store_is_chosen_by_the_environment(
 
 
 def test_only_a_stopped_run_goes_on(store: Store, record: Record) -> None:
+    experiment = store.experiment(record.run_id)
     with pytest.raises(UsageError, match="is finished: there is nothing to go on with"):
-        store.stopped(record.run_id)
+        run(experiment, store, resume=record.run_id)
     live = store.start("train", "live", {})
-    with pytest.raises(UsageError, match=rf"is being run by process {os.getpid()} on .*: wait"):
-        store.stopped(live)
+    with pytest.raises(UsageError, match=rf"live is being run by process {os.getpid()} on .*wait"):
+        run(experiment, store, resume=live)
     store.finish(live, "KILLED")
     with pytest.raises(UsageError, match=r"has no config.yaml"):
-        store.stopped(live)
+        store.experiment(live)
     with pytest.raises(UsageError, match="there is no run 'nothing'"):
-        store.stopped("nothing")
+        store.experiment("nothing")
 
 
 def test_a_run_without_a_checkpoint_is_told(store: Store) -> None:

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from flowbench.errors import UsageError
 from flowbench.flow import Flow
+from flowbench.terminal import say
 
 UNLABELLED_COLUMNS = 10
 BATCH = 100
@@ -24,11 +24,11 @@ def draw_classes(flow: Flow, classes: int, rows: int, seed: int) -> Array:
         rows: Images of each class.
         seed: Seed of the noise.
 
+    An image that is not finite is left black, and their number told: a flow that fails at some
+    samples is no reason to lose what it has learnt.
+
     Shape:
         uint8 ``[rows, classes, height, width, channels]``
-
-    Raises:
-        UsageError: An image is not finite; says how many are.
     """
     columns = classes or UNLABELLED_COLUMNS
     device = next(flow.parameters()).device
@@ -36,9 +36,10 @@ def draw_classes(flow: Flow, classes: int, rows: int, seed: int) -> Array:
     y = y.repeat(rows).to(device)
     generator = torch.Generator().manual_seed(seed)
     images = torch.cat([flow.sample(part, generator).cpu() for part in y.split(BATCH)])
-    finite = images.isfinite().flatten(1).all(1)
-    if not finite.all():
-        raise UsageError(f"{(~finite).sum().item()} of {len(images)} samples are not finite")
+    broken = ~images.isfinite().flatten(1).all(1)
+    if count := int(broken.sum()):
+        say(f"{count} of {len(images)} samples are not finite and left black")
+        images[broken] = -1
     return to_pixels(images).reshape(rows, columns, *images.shape[2:], images.shape[1])
 
 

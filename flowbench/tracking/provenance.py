@@ -15,24 +15,26 @@ from flowbench import __version__
 
 PACKAGES = ("torch", "lightning", "mlflow", "optuna", "torch-fidelity")
 
+HOST, PID, STARTED = "flowbench.host", "flowbench.pid", "flowbench.process_started"
+
 
 def owner() -> dict[str, str]:
     """Name this process so that it can be told from a later one with the same number."""
     process = psutil.Process()
     return {
-        "flowbench.host": socket.gethostname(),
-        "flowbench.pid": str(process.pid),
-        "flowbench.process_started": f"{process.create_time():.2f}",
+        HOST: socket.gethostname(),
+        PID: str(process.pid),
+        STARTED: f"{process.create_time():.2f}",
     }
 
 
 def is_orphan(tags: Mapping[str, str]) -> bool:
     """Tell whether the process that ``owner`` named ran on this machine and is gone."""
-    if tags.get("flowbench.host") != socket.gethostname():
+    if tags.get(HOST) != socket.gethostname():
         return False
     try:
-        process = psutil.Process(int(tags["flowbench.pid"]))
-        return f"{process.create_time():.2f}" != tags["flowbench.process_started"]
+        process = psutil.Process(int(tags[PID]))
+        return f"{process.create_time():.2f}" != tags[STARTED]
     except psutil.NoSuchProcess:
         return True
 

@@ -13,7 +13,7 @@ def serve(results: Path, host: str, port: int) -> None:
     """Become MLflow's server: one worker, no telemetry, no job runner; ends with Ctrl-C.
 
     Raises:
-        UsageError: Nothing has been recorded here, the store is a server already, or the port is taken.
+        UsageError: Nothing is recorded here, the store is a server already, or the port is taken.
     """
     if remote := os.environ.get("MLFLOW_TRACKING_URI"):
         if remote.startswith("http"):

@@ -15,7 +15,7 @@ from typing import Any
 
 from flowbench.config import Experiment, build, flat, read_yaml, to_yaml
 from flowbench.errors import UsageError
-from flowbench.tracking.provenance import is_orphan, owner, provenance
+from flowbench.tracking.provenance import HOST, PID, is_orphan, owner, provenance
 
 # Read by MLflow when it is imported: no telemetry, a server that is down told in seconds, no bars.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -105,12 +105,14 @@ class Store:
             return str(run.info.run_id)
 
     def describe(self, run_id: str, experiment: Experiment, facts: Mapping[str, Any]) -> None:
-        """Record a run's whole configuration, and facts that it does not say outright."""
+        """Record a run's whole configuration, and facts that it does not say outright; once."""
+        if self.get(run_id).data.params:
+            return
         values = {**flat(asdict(experiment)), **facts}
         with one_line_errors(self.uri):
+            self.client.log_text(run_id, to_yaml(experiment), CONFIG)
             params = [Param(key, str(value)) for key, value in values.items()]
             self.client.log_batch(run_id, params=params)
-            self.client.log_text(run_id, to_yaml(experiment), CONFIG)
 
     def log(self, run_id: str, metrics: Mapping[str, float], epoch: int) -> None:
         """Record an epoch's metrics."""
@@ -138,7 +140,15 @@ class Store:
         self.finish(run_id, "FINISHED")
 
     def reopen(self, run_id: str) -> None:
-        """Go on with a run that was stopped; this process owns it now."""
+        """Go on with a run that was stopped; this process owns it now.
+
+        Raises:
+            UsageError: There is no such run, or another process is at it.
+        """
+        run = self.get(run_id)
+        if run.info.status == "RUNNING":
+            owner_of = f"process {run.data.tags[PID]} on {run.data.tags[HOST]}"
+            raise UsageError(f"{run.info.run_name} is being run by {owner_of}: wait, or stop it")
         with one_line_errors(self.uri):
             self.client.update_run(run_id, status="RUNNING")
             for key, value in owner().items():
@@ -173,20 +183,6 @@ class Store:
                 return build(read_yaml(Path(path), "configuration"))
         except (MlflowException, OSError) as error:
             raise UsageError(f"run {run_id} has no {CONFIG}: it trained nothing") from error
-
-    def stopped(self, run_id: str) -> Experiment:
-        """Read back the configuration of a run that can go on.
-
-        Raises:
-            UsageError: There is no such run, or it is finished or still running.
-        """
-        run = self.get(run_id)
-        if run.info.status == "FINISHED":
-            raise UsageError(f"run {run_id} is finished: there is nothing to go on with")
-        if run.info.status == "RUNNING":
-            owner = f"process {run.data.tags['flowbench.pid']} on {run.data.tags['flowbench.host']}"
-            raise UsageError(f"run {run_id} is being run by {owner}: wait, or stop it")
-        return self.experiment(run_id)
 
     def checkpoint(self, run_id: str) -> Path:
         """Where a run keeps the state from which it goes on."""
