@@ -142,7 +142,7 @@ def test_a_dry_run_lists_the_points(tmp_path: Path, capsys: pytest.CaptureFixtur
     results = tmp_path / "results"
     assert main(["sweep", str(study), "--dry-run", "--results", str(results)]) == 0
     shown = capsys.readouterr()
-    assert shown.out.splitlines()[0] == "model.transform=affine seed=0"
+    assert shown.out.splitlines()[0] == "seed=0 model.transform=affine"
     assert len(shown.out.splitlines()) == 9
     assert "study compare-affine-rqs: 9 runs" in shown.err
     assert not results.exists()

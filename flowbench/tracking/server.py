@@ -28,7 +28,9 @@ def serve(results: Path, host: str, port: int) -> None:
         socket.create_server((host, port)).close()
     except OSError as error:
         raise UsageError(f"{host}:{port} cannot be listened on: {error.strerror}") from error
-    say(f"http://{host}:{port} in about ten seconds; Ctrl-C ends it")
+    # Without the query, MLflow opens its pages for language models, where no run shows.
+    page = f"http://{host}:{port}/#/experiments?workflowType=machine_learning"
+    say(f"{page} in about ten seconds; Ctrl-C ends it")
     environment = {
         **os.environ,
         "MLFLOW_DISABLE_TELEMETRY": "true",
