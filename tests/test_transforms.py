@@ -122,6 +122,18 @@ def test_leading_dimensions_broadcast(name: str, dtype: torch.dtype, way: str) -
         torch.testing.assert_close(got, expected)
 
 
+def assert_finite(transform: Elementwise, way: str, x: Tensor, params: Tensor) -> None:
+    """Values, log-slopes and the gradients with respect to both arguments."""
+    x.requires_grad_()
+    params.requires_grad_()
+    value, log_slope = getattr(transform, way)(x, params)
+    (value.sum() + log_slope.sum()).backward()
+    assert value.isfinite().all()
+    assert log_slope.isfinite().all()
+    assert x.grad.isfinite().all()
+    assert params.grad.isfinite().all()
+
+
 @every_transform
 @every_dtype
 @every_scale
@@ -132,14 +144,7 @@ def test_values_and_gradients_are_finite_everywhere(
     transform = parse(name)
     rows = scale * torch.randn(50, transform.num_params, dtype=dtype)
     x, params = hard_points(transform, rows)
-    x.requires_grad_()
-    params.requires_grad_()
-    value, log_slope = getattr(transform, way)(x, params)
-    (value.sum() + log_slope.sum()).backward()
-    assert value.isfinite().all()
-    assert log_slope.isfinite().all()
-    assert x.grad.isfinite().all()
-    assert params.grad.isfinite().all()
+    assert_finite(transform, way, x, params)
 
 
 @every_transform
@@ -152,14 +157,7 @@ def test_extreme_parameters_give_finite_values_and_gradients(
     levels = torch.tensor([-1e3, -30.0, -1.0, 0.0, 1.0, 30.0, 1e3], dtype=dtype)
     rows = levels[torch.randint(len(levels), (60, transform.num_params))]
     x, params = hard_points(transform, rows)
-    x.requires_grad_()
-    params.requires_grad_()
-    value, log_slope = getattr(transform, way)(x, params)
-    (value.sum() + log_slope.sum()).backward()
-    assert value.isfinite().all()
-    assert log_slope.isfinite().all()
-    assert x.grad.isfinite().all()
-    assert params.grad.isfinite().all()
+    assert_finite(transform, way, x, params)
 
 
 @every_transform

@@ -105,11 +105,10 @@ def _row(run: Run, history: pd.DataFrame) -> dict[str, Any]:
         "status": run.info.status.lower(),
     }
     row |= {column: _plain(params.get(key)) for column, key in PARAMS.items()}
-    skipped = {*EPOCH_METRICS, "epoch", *LOSSES}
     final = {
         key: value
         for key, value in run.data.metrics.items()
-        if key in LOSSES or (key not in skipped and not key.startswith(BLOCK_METRICS))
+        if key in LOSSES or not _is_of_epochs(key)
     }
     row |= {key: final.get(key, np.nan) for key in LOSSES} | final
     later = history[history["epoch"] > 1] if len(history) else history
@@ -125,7 +124,7 @@ def _history(store: Store, run: Run) -> pd.DataFrame:
     """Read one run's epochs; of an epoch recorded twice, as after a kill, the last record."""
     columns: dict[str, dict[int, float]] = {}
     for key in run.data.metrics:
-        if key in EPOCH_METRICS or key.startswith(BLOCK_METRICS):
+        if _is_of_epochs(key):
             points = store.client.get_metric_history(run.info.run_id, key)
             latest = sorted(points, key=lambda point: point.timestamp)
             columns[key] = {point.step: point.value for point in latest}
@@ -147,6 +146,10 @@ def _history(store: Store, run: Run) -> pd.DataFrame:
         index=table.index,
     )
     return pd.concat([head, table[["epoch", *ordered, *blocks]]], axis=1)
+
+
+def _is_of_epochs(metric: str) -> bool:
+    return metric in EPOCH_METRICS or metric.startswith(BLOCK_METRICS)
 
 
 def _plain(value: str | None) -> Any:
