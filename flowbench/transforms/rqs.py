@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from flowbench.errors import UsageError
+from flowbench.transforms import native
 from flowbench.transforms.base import widen
 from flowbench.transforms.pick import Pick
 
@@ -109,18 +110,52 @@ class RationalQuadraticSpline:
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Map data to noise; see the class."""
         x, params = widen(x, params)
-        inside = x.clamp(-self.bound, self.bound)
-        return _outside_identity(x, inside, *_evaluate(inside, *self._piece(inside, params, 0)))
+        if self._has_kernel(x):
+            return self._kernel(x, params, inverse=False)
+        return self.plain_forward(x, params)
 
     def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Map noise to data; see the class."""
         z, params = widen(z, params)
+        gradients = torch.is_grad_enabled() and (z.requires_grad or params.requires_grad)
+        if self._has_kernel(z) and not gradients:
+            return self._kernel(z, params, inverse=True)
+        return self.plain_inverse(z, params)
+
+    def plain_forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """``forward`` in torch's own operations: for every device and type."""
+        inside = x.clamp(-self.bound, self.bound)
+        return _outside_identity(x, inside, *_evaluate(inside, *self._piece(inside, params, 0)))
+
+    def plain_inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """``inverse`` in torch's own operations."""
         inside = z.clamp(-self.bound, self.bound)
         return _outside_identity(z, inside, *_solve(inside, *self._piece(inside, params, 1)))
 
     def outside(self, x: Tensor, params: Tensor) -> Tensor:
         """Inputs beyond ±B."""
         return x.abs() > self.bound
+
+    def _has_kernel(self, x: Tensor) -> bool:
+        plain = x.dtype != torch.float32 or not x.is_cpu or self.bins > native.MAX_BINS
+        return not plain and native.available()
+
+    def _kernel(self, x: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+        """Run the kernel over x ``[..., D]`` and params ``[..., D, 3K - 1]``."""
+        x, planes = self._planes(x, params)
+        spline = [self.bins, self.bound, MIN_WIDTH, MIN_SLOPE, MAX_LOG_BEND]
+        out, log_slope = native.rqs(x.flatten(), planes, spline, inverse)
+        return out.view(x.shape).movedim(0, -1), log_slope.view(x.shape).movedim(0, -1)
+
+    def _planes(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Broadcast and lay out as a flow's network leaves its outputs: the leading dims innermost.
+
+        Shape:
+            x ``[..., D]``, params ``[..., D, P]`` -> ``[D, ...]``, ``[P, n]`` with n = D · ...
+        """
+        shape = torch.broadcast_shapes(x.shape, params.shape[:-1])
+        planes = params.expand(*shape, -1).movedim((-1, -2), (0, 1))
+        return x.expand(shape).movedim(-1, 0), planes.flatten(1)
 
     def _piece(self, inside: Tensor, params: Tensor, axis: int) -> tuple[Tensor, ...]:
         """Find the piece of every feature: its corner, width, height and relative end slopes.
@@ -133,13 +168,10 @@ class RationalQuadraticSpline:
             params: Raw parameters.
             axis: Whether pieces are looked up along x (0) or z (1).
         """
-        shape = torch.broadcast_shapes(inside.shape, params.shape[:-1])
-        # Parameters outermost, then features: the order in which a flow's network leaves them.
-        planes = params.expand(*shape, -1).movedim((-1, -2), (0, 1))
-        at = ((inside + self.bound) / (2 * self.bound)).expand(shape).movedim(-1, 0)
+        at, planes = self._planes((inside + self.bound) / (2 * self.bound), params)
         scale = 1 - self.bins * MIN_WIDTH
         picked = Pick.apply(
-            planes.flatten(1), at.detach().flatten(), self.bins, axis, MIN_WIDTH, scale, MIN_SLOPE
+            planes, at.detach().flatten(), self.bins, axis, MIN_WIDTH, scale, MIN_SLOPE
         )
         k, p, p_left, p_right, q, q_left, q_right, p_sum, q_sum, r_left, r_right = (
             value.view(at.shape).movedim(0, -1) for value in picked

@@ -1,0 +1,121 @@
+"""The spline's C kernel against the plain operations, which are its oracle."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from flowbench.transforms import native
+from flowbench.transforms.rqs import RationalQuadraticSpline
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="no C compiler on this machine")
+
+
+def case(bins: int, scale: float, shape: tuple[int, ...] = (3, 37, 5)) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(bins)
+    x = 3 * torch.randn(shape, generator=generator)
+    return x, scale * torch.randn(*shape, 3 * bins - 1, generator=generator)
+
+
+def gradients(
+    spline: RationalQuadraticSpline, x: Tensor, params: Tensor, plain: bool
+) -> tuple[Tensor, ...]:
+    x, params = x.clone().requires_grad_(), params.clone().requires_grad_()
+    z, log_slope = (spline.plain_forward if plain else spline.forward)(x, params)
+    weight = torch.linspace(-1, 2, x.numel(), dtype=x.dtype).view(x.shape)
+    (weight * z - weight.flip(0) * log_slope).sum().backward()
+    assert x.grad is not None
+    assert params.grad is not None
+    return z.detach(), log_slope.detach(), x.grad, params.grad
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("bins", [1, 2, 3, 8, 32, 128])
+def test_kernel_and_plain_operations_agree(bins: int, scale: float) -> None:
+    spline = RationalQuadraticSpline(bins)
+    x, params = case(bins, scale)
+    exact = gradients(spline, x.double(), params.double(), plain=True)
+    plain = gradients(spline, x, params, plain=True)
+    fused = gradients(spline, x, params, plain=False)
+    for exactly, slow, fast in zip(exact, plain, fused, strict=True):
+        # Float32 itself is off where a feature lies next to a knot: by as much as the plain path.
+        allowed = 1e-5 * (1 + exactly.abs().max()) + 2 * (slow - exactly).abs().max()
+        assert (fast - exactly).abs().max() <= allowed
+        typical = (slow - exactly).abs().median()
+        assert (fast - exactly).abs().median() <= 2 * typical + 1e-7 * (1 + exactly.abs().median())
+
+
+@pytest.mark.parametrize("bins", [1, 2, 8, 32])
+def test_inverse_kernel_undoes_the_forward_kernel(bins: int) -> None:
+    spline = RationalQuadraticSpline(bins)
+    x, params = case(bins, 1.0)
+    z, log_slope = spline.forward(x, params)
+    back, negative = spline.inverse(z, params)
+    torch.testing.assert_close(back, x, atol=1e-5, rtol=0)
+    torch.testing.assert_close(negative, -log_slope, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("count", [1, 63, 64, 65, 20_001])
+def test_the_number_of_features_and_threads_changes_nothing(count: int) -> None:
+    spline = RationalQuadraticSpline(4)
+    x, params = case(4, 1.0, (count,))
+    first = gradients(spline, x, params, plain=False)
+    with threads(3):
+        again = gradients(spline, x, params, plain=False)
+    one_by_one = spline.forward(x[-1:], params[-1:])
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert torch.equal(first[0][-1:], one_by_one[0])
+
+
+def test_gradients_agree_with_finite_differences() -> None:
+    spline = RationalQuadraticSpline(3)
+    x, params = case(3, 0.5, (4,))
+    numbers = torch.cat([x[:, None], params], 1).double()
+
+    def values(numbers: Tensor) -> Tensor:
+        z, log_slope = spline.plain_forward(numbers[:, 0], numbers[:, 1:])
+        return (z + 0.5 * log_slope).sum()
+
+    steps = 1e-6 * torch.eye(numbers.numel(), dtype=torch.float64).view(-1, *numbers.shape)
+    slopes = torch.stack([(values(numbers + s) - values(numbers - s)) / 2e-6 for s in steps])
+    x, params = x.requires_grad_(), params.requires_grad_()
+    z, log_slope = spline.forward(x, params)
+    (z + 0.5 * log_slope).sum().backward()
+    assert x.grad is not None
+    assert params.grad is not None
+    own = torch.cat([x.grad[:, None], params.grad], 1)
+    torch.testing.assert_close(own.double(), slopes.view_as(own), atol=1e-4, rtol=1e-4)
+
+
+def test_gradients_of_the_inverse_come_from_the_plain_operations() -> None:
+    spline = RationalQuadraticSpline(4)
+    z, params = case(4, 1.0)
+    x, _ = spline.inverse(z, params.requires_grad_())
+    x.sum().backward()
+    assert params.grad is not None
+    assert params.grad.abs().sum() > 0
+
+
+def test_a_machine_without_compiler_runs_plain_operations(tmp_path: Path) -> None:
+    code = (
+        "import torch; from flowbench.transforms import native, parse;"
+        "print(native.available(), parse('rqs-8').forward(torch.ones(2), torch.zeros(2, 23))[0])"
+    )
+    environment = {"CC": "no-such-compiler", "XDG_CACHE_HOME": str(tmp_path), "PATH": "/usr/bin"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False tensor([1., 1.])"
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
