@@ -4,13 +4,26 @@ The only place where per-dimension values and bits appear. Noise and its levels 
 they decide what a likelihood means.
 """
 
+import hashlib
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 LEVELS = 256
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
+Dequantise = Callable[[Tensor, torch.Generator], Tensor]
+"""Turns uint8 pixels of any shape into noisy float32 ones, on the device of both."""
+
+
+def place_generator(*place: int) -> torch.Generator:
+    """A generator that follows from its place alone, such as seed and image; nearby share nothing.
+
+    On the CPU, so that noise is the same on every device.
+    """
+    digest = hashlib.sha256(repr(place).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
 
 
 def dequantise_uniform(pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -60,3 +73,11 @@ def bits_per_dim(loss: float) -> float:
         8.566
     """
     return (loss + HALF_LOG_2PI + math.log(LEVELS / 2)) / math.log(2)
+
+
+def nats_per_dim(loss: float) -> float:
+    """Negative log-likelihood in nats per dimension of a loss, with the Gaussian's constant.
+
+    What is told under Gaussian noise, where levels, and with them bits, mean nothing.
+    """
+    return loss + HALF_LOG_2PI
