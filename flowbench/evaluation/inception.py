@@ -1,0 +1,57 @@
+"""The Inception network of the usual FID and KID, where its weights are at hand."""
+
+from pathlib import Path
+
+import torch
+from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+from flowbench.errors import UsageError
+from flowbench.evaluation.extractor import Extractor, Unavailable, create
+from flowbench.terminal import say
+
+FILE = Path(URL_INCEPTION_V3).name
+
+
+def extractor(weights: Path | None = None) -> Extractor:
+    """torch-fidelity's ``inception-v3-compat``, on the GPU where there is one; never downloaded.
+
+    Its features are of photographs: of digits they say little, so that its numbers have names of
+    their own.
+
+    Args:
+        weights: The file of its weights; None: torch-fidelity's usual place, if it is there.
+
+    Raises:
+        Unavailable: There is no file in the usual place.
+        UsageError: The given file is missing, or the file is damaged or of another network.
+
+    References:
+        Heusel et al., *GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash
+        Equilibrium* (2017), https://arxiv.org/abs/1706.08500
+    """
+    path = weights or Path(torch.hub.get_dir()) / "checkpoints" / FILE
+    if weights is None and not path.exists():
+        raise Unavailable(
+            f"fid_inception and kid_inception are skipped: they need {FILE} of torch-fidelity's "
+            f"release v0.2.0, in {path.parent} or named by evaluate.inception_weights"
+        )
+    try:
+        # torch-fidelity would run any code that a file of weights has in it.
+        torch.load(path, map_location="cpu", weights_only=True)
+        made = create(
+            "inception-v3-compat",
+            "inception",
+            colour=True,
+            feature_extractor_weights_path=str(path),
+        )
+    except Exception as error:  # torch raises nearly anything on a broken file
+        reason = "there is no such file" if not path.exists() else "damaged or of another network"
+        raise UsageError(
+            f"weights of Inception {path} cannot be used: {reason}; valid for "
+            f"evaluate.inception_weights is torch-fidelity's {FILE}"
+        ) from error
+    if torch.cuda.is_available():
+        made.network.cuda()
+    else:
+        say("FID by Inception on the CPU: some 5 minutes a core for every 1,000 images")
+    return made
