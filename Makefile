@@ -10,7 +10,9 @@ SCALE  ?= quick
 STUDY  ?= compare-affine-rqs
 ARGS   ?=
 
-.PHONY: help install test test-all check train compare-affine-rqs report ui clean
+SWEEPS := sweep-bins sweep-blocks sweep-blocks-matched sweep-layers sweep-search sweep-timing sweep-sampling
+
+.PHONY: help install test test-all check train compare-affine-rqs $(SWEEPS) report ui clean
 
 help: ## Show this list
 	@echo "usage: make TARGET [SCALE=quick|full] [STUDY=name] [ARGS='further options']"
@@ -41,7 +43,17 @@ train: $(READY) ## Train one flow: make train ARGS='--model.transform rqs-8 --mo
 	$(BIN)/flowbench train $(ARGS)
 
 compare-affine-rqs: $(READY) ## Affine against splines of 4 and 8 bins: run what is missing, report
-	$(BIN)/flowbench sweep sweeps/$@.yaml --scale $(SCALE) $(ARGS)
+	$(BIN)/flowbench sweep sweeps/$@.yaml --scale $(SCALE) --workers 1 $(ARGS)
+
+sweep-bins: ## How many bins: run what is missing with a worker a core or GPU, report
+sweep-blocks: ## How many blocks, of as many layers each
+sweep-blocks-matched: ## How many blocks, of as many layers in all
+sweep-layers: ## How many layers in each block
+sweep-search: ## Search transform, size and learning rate for loss and time together
+sweep-timing: ## Seconds per epoch, one flow after the other, alone on the machine
+sweep-sampling: ## Guided and denoised samples of affine and spline flows
+$(SWEEPS): sweep-%: $(READY)
+	$(BIN)/flowbench sweep sweeps/$*.yaml --scale $(SCALE) $(ARGS)
 
 report: $(READY) ## Make the figures of a recorded study again: make report STUDY=name
 	$(BIN)/flowbench report $(STUDY) $(ARGS)

@@ -5,11 +5,12 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from flowbench.errors import Interrupted, UsageError
-from flowbench.terminal import Parser, positive, say
+from flowbench.terminal import Parser, natural, positive, say
 
 INTERRUPTED = 130
 RESULTS = Path("results")
@@ -78,24 +79,32 @@ def sweep(arguments: Sequence[str]) -> None:
     """Run what is missing of a study, then report it."""
     parser = _parser("sweep", sweep)
     _add_study(parser)
-    parser.add_argument("--dry-run", action="store_true", help="print the runs, start none")
+    parser.add_argument("--workers", type=positive, help="processes; default: one a GPU or core")
+    parser.add_argument("--storage", metavar="URL", help="Optuna's, to share between machines")
+    parser.add_argument("--trials", type=positive, help="their number, unless the study is a grid")
+    parser.add_argument("--new-version", action="store_true", help="start anew beside the old one")
+    parser.add_argument("--dry-run", action="store_true", help="tell what would run, run nothing")
     parsed = parser.parse_args(arguments)
     from flowbench.study import read
 
     study = read(parsed.study, parsed.scale)
     say(f"study {study.name}: {study.cost}")
     if parsed.dry_run:
-        for point in study.points:
-            print(" ".join(f"{key}={value}" for key, value in point.values.items()))
+        from flowbench.sweep.preview import preview
+
+        for line in preview(study, parsed.results, parsed.trials):
+            print(line)
         return
-    from flowbench import sweep as runner
+    from flowbench.sweep import parent
+    from flowbench.tracking.locks import shown
     from flowbench.tracking.store import Store
 
-    store = Store(parsed.results)
+    options = {key: getattr(parsed, key) for key in ("storage", "workers", "trials")}
     try:
-        runner.sweep(study, store)
+        parent.sweep(study, Store(parsed.results), **options, new_version=parsed.new_version)
     except Interrupted as stopped:
         again = ["sweep", str(parsed.study), "--scale", parsed.scale]
+        again += [f"--{key}={shown(str(value))}" for key, value in options.items() if value]
         raise _with_command(stopped, again, parsed.results) from None
     report([study.name, "--results", str(parsed.results)])
 
@@ -108,39 +117,127 @@ def report(arguments: Sequence[str]) -> None:
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """Measure the test likelihood of a run or a checkpoint."""
+    """Measure likelihood and samples of a run or a checkpoint; a finished run's are recorded."""
     parser = _parser("evaluate", evaluate)
     _add_run(parser)
-    parser.add_argument("--draws", type=positive, default=4, help="passes, each with its own noise")
+    for key, words in {
+        "draws": "passes over the test images, each with its own noise",
+        "bayes": "test images to classify by Bayes' rule; 0: none",
+        "samples": "images to generate for FID and its like; 0: none",
+    }.items():
+        parser.add_argument(f"--{key}", type=natural, help=f"{words}; default: as the run's own")
+    parser.add_argument("--inception-weights", metavar="FILE", help="of torch-fidelity's Inception")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
+    parser.add_argument("--out", type=Path, help="directory for the tables and images")
     parsed = parser.parse_args(arguments)
     say("loading torch and lightning")
-    from flowbench.experiment import test
+    from flowbench.experiment import evaluate as measure
     from flowbench.tracking.store import Store
 
-    metrics = test(Store(parsed.results).checkpoint_of(parsed.run), parsed.draws)
+    keys = ("draws", "bayes", "samples", "inception_weights")
+    given = {key: getattr(parsed, key) for key in keys if getattr(parsed, key) is not None}
+    metrics = measure(parsed.run, Store(parsed.results), given, parsed.device, parsed.out)
     for key, value in metrics.items():
-        print(f"{key} {value:.4f}")
+        print(f"{key} {value:.5g}")
 
 
 def sample(arguments: Sequence[str]) -> None:
-    """Draw images of every class from a run or a checkpoint."""
+    """Draw images from a run or a checkpoint."""
     parser = _parser("sample", sample)
     _add_run(parser)
-    parser.add_argument("--rows", type=positive, default=10, help="images of each class")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the noise")
-    parser.add_argument("--out", type=Path, default=Path("samples.png"), help="PNG to write")
+    _add_sampling(parser)
     parsed = parser.parse_args(arguments)
     say("loading torch and lightning")
-    from PIL import Image
+    import torch
 
     from flowbench.checkpoint import load
-    from flowbench.evaluation.samples import draw_classes, grid
+    from flowbench.decoding import Decoding, Guidance
+    from flowbench.evaluation import pictures, sampling
     from flowbench.tracking.store import Store
 
-    module = load(Store(parsed.results).checkpoint_of(parsed.run))
-    images = grid(draw_classes(module.flow, module.classes, parsed.rows, parsed.seed))
-    Image.fromarray(images.squeeze()).save(parsed.out, format="PNG")
+    pictures.form(parsed.out)
+    how = sampling.Sampling(
+        parsed.seed,
+        parsed.temperature,
+        parsed.truncation,
+        Guidance(parsed.guidance, parsed.guidance_schedule, parsed.attention_temperature),
+        Decoding(parsed.segment, parsed.tolerance, parsed.iterations),
+    )
+    if parsed.attention_temperature != 1 and not parsed.guidance:
+        raise UsageError("--attention-temperature is that of guidance: give --guidance above 0 too")
+    path = Store(parsed.results).checkpoint_of(parsed.run)
+    try:
+        place = torch.device(parsed.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        module = load(path, place)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {parsed.device} is not valid: {error}") from error
+    flow, data = module.flow, module.experiment.data
+    if parsed.denoise:
+        if data.noise != "gaussian":
+            raise UsageError(f"--denoise needs a flow of Gaussian noise: data.noise = {data.noise}")
+        how = replace(how, denoise_std=data.noise_std)
+    if parsed.guidance and flow.classes and not module.experiment.optim.label_dropout:
+        say("this flow was trained without optim.label_dropout: its unguided pass is untrained")
+    for label in parsed.classes or []:
+        if label >= flow.classes:
+            valid = f"0 to {flow.classes - 1}" if flow.classes else "none, for the flow has none"
+            raise UsageError(f"--class {label} is not valid: {valid}")
+    columns = parsed.classes or [*range(flow.classes)] or [-1] * sampling.UNLABELLED_COLUMNS
+    if parsed.trajectory:
+        images = sampling.trajectory(flow, torch.tensor(columns), how, parsed.batch).flatten(0, 1)
+    else:
+        images = sampling.draw(flow, torch.tensor(columns * parsed.rows), how, parsed.batch)
+    pixels = sampling.to_pixels(images)
+    pictures.save(pixels.reshape(-1, len(columns), *pixels.shape[1:]), columns, parsed.out)
     print(parsed.out)
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", default="samples.png", help="a .png, a .npy or a directory/")
+    parser.add_argument("--class", dest="classes", type=_classes, help="0,3,7; default: all")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--rows", type=positive, default=10, help="images of each class")
+    shown.add_argument("--trajectory", action="store_true", help="rows: noise on its way to images")
+    for option, default, words in (
+        ("--temperature", 1.0, "scales the noise"),
+        ("--truncation", None, "T: noise within [-T, T]; default: anywhere"),
+        ("--guidance", 0.0, "W in params = c + W (c - u): c with the label, u without"),
+        ("--attention-temperature", 1.0, "that of the pass without the label; 1: as trained"),
+        ("--tolerance", 0.0, "largest change in a sweep that ends a segment"),
+    ):
+        parser.add_argument(option, type=_number, default=default, help=words)
+    schedule = ("constant", "linear")
+    parser.add_argument("--guidance-schedule", choices=schedule, default="constant", help="of W")
+    parser.add_argument(
+        "--segment", type=_segment, default=1, help="patches solved together: N, whole"
+    )
+    parser.add_argument("--iterations", type=positive, help="most sweeps over a segment")
+    parser.add_argument("--denoise", action="store_true", help="take off the noise of training")
+    parser.add_argument("--seed", type=natural, default=0, help="seed of the noise")
+    parser.add_argument("--batch", type=positive, help="images at a time")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid: a number") from None
+
+
+def _segment(text: str) -> int | None:
+    if text.isdigit() and int(text):
+        return int(text)
+    if text == "whole":
+        return None
+    raise argparse.ArgumentTypeError(f"{text!r} is not valid: an integer of at least 1, or whole")
+
+
+def _classes(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid: classes such as 0,3,7")
+    return [int(part) for part in parts]
 
 
 def ui(arguments: Sequence[str]) -> None:

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 
 from flowbench.errors import Interrupted, UsageError
 from flowbench.means import Means
+from flowbench.module import FlowModule
 from flowbench.terminal import say
 
 CHECKPOINT_SECONDS = 120.0
@@ -77,19 +78,31 @@ class EpochClock(Callback):
     """Seconds that an epoch spends in training: without set-up, validation, pictures, checkpoints.
 
     An epoch that was interrupted and resumed counts what both parts took.
+
+    Attributes:
+        working: Seconds of training and of validation in this process, all epochs together.
     """
 
     def __init__(self) -> None:
+        self.working = 0.0
         self._clear()
+        self._before = 0.0
         self._since: float | None = None
         self._paused = False
+        self._validating = 0.0
 
     def lap(self) -> tuple[float, int, int]:
         """Give the seconds, images (of all devices) and batches since the last lap; start anew."""
         self._stop()
         lap = self._seconds, self._images, self._batches
+        self._before += self._seconds
         self._clear()
         return lap
+
+    def elapsed(self) -> float:
+        """Give the seconds of all laps and of the one in progress; waits for no device."""
+        running = 0.0 if self._since is None else self._now() - self._since
+        return self._before + self._seconds + running
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -124,18 +137,22 @@ class EpochClock(Callback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave out a validation in mid-epoch."""
         self._paused = self._stop()
+        self._validating = self._now()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on after it."""
+        self.working += self._now() - self._validating
         if self._paused:
             self._start()
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep what an epoch in progress has taken so far."""
-        return {"seconds": self._seconds, "images": self._images, "batches": self._batches}
+        """Keep what the epochs before and the one in progress have taken so far."""
+        lap = {"seconds": self._seconds, "images": self._images, "batches": self._batches}
+        return {"before": self._before, **lap}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
+        self._before = state_dict["before"]
         self._seconds, self._images = state_dict["seconds"], state_dict["images"]
         self._batches = state_dict["batches"]
 
@@ -143,21 +160,68 @@ class EpochClock(Callback):
         self._seconds, self._images, self._batches = 0.0, 0, 0
 
     def _start(self) -> None:
+        self._wait()
         self._since = self._now()
 
     def _stop(self) -> bool:
         """Stop, and tell whether the clock was running."""
         if self._since is None:
             return False
-        self._seconds += self._now() - self._since
+        self._wait()
+        seconds = self._now() - self._since
+        self._seconds += seconds
+        self.working += seconds
         self._since = None
         return True
 
     @staticmethod
-    def _now() -> float:
+    def _wait() -> None:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
+
+    @staticmethod
+    def _now() -> float:
         return time.perf_counter()
+
+
+class Budget(Callback):
+    """Ends the training at the end of the step in which its seconds run out.
+
+    It tells the module what is spent, which is what the learning rate follows. All devices go by
+    the clock of the first, so they stop, and change their rates, at the same step.
+
+    Args:
+        seconds: Training seconds of the whole run, all of its sittings together.
+        clock: The clock of the same trainer, which has to come before in its list of callbacks.
+        module: The module that is trained.
+    """
+
+    def __init__(self, seconds: float, clock: EpochClock, module: FlowModule) -> None:
+        self.seconds = seconds
+        self.clock = clock
+        self.module = module
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with what an earlier sitting left; if that is nothing, train no further."""
+        self._spend(trainer)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Look at the clock where a step ends, which may take several batches."""
+        ends = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if ends or batch_idx + 1 == trainer.num_training_batches:
+            self._spend(trainer)
+
+    def _spend(self, trainer: Trainer) -> None:
+        self.module.spent = trainer.strategy.broadcast(self.clock.elapsed())
+        if self.module.spent >= self.seconds:
+            trainer.should_stop = True
 
 
 class EpochRecord(Callback):
@@ -271,10 +335,11 @@ class KeepGoing(Callback):
         """Save if asked to stop or if it is time, where the state is whole.
 
         Between the batches of one step it lacks their gradients; and resumed behind an epoch's last
-        batch, Lightning would leave out the validation.
+        batch, or the last of the whole training, Lightning would leave out the validation.
         """
         whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        if whole and batch_idx + 1 < trainer.num_training_batches:
+        last = batch_idx + 1 == trainer.num_training_batches or trainer.should_stop
+        if whole and not last:
             due = time.monotonic() - self._saved > CHECKPOINT_SECONDS
             # Saving and stopping take all devices, so they have to agree.
             if trainer.strategy.reduce_boolean_decision(due or self._asked, all=False):

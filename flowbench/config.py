@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -105,6 +106,8 @@ class Optim:
     """Largest gradient norm; 0 clips nothing."""
     ema: float = 0.0
     """Decay of a moving average of the weights, which is then what is evaluated; 0: none."""
+    label_dropout: float = 0.0
+    """Share of labels hidden from the flow in training: what classifier-free guidance needs."""
 
     def __post_init__(self) -> None:
         _check(0 < self.lr < math.inf, "optim.lr", self.lr, "a number above 0")
@@ -115,6 +118,8 @@ class Optim:
         _check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
         _check(self.clip >= 0, "optim.clip", self.clip, "a number of at least 0")
         _check(0 <= self.ema < 1, "optim.ema", self.ema, "a number in [0, 1)")
+        hiding = 0 <= self.label_dropout < 1
+        _check(hiding, "optim.label_dropout", self.label_dropout, "a number in [0, 1)")
         _check(self.warmup_epochs >= 0, "optim.warmup_epochs", self.warmup_epochs, "at least 0")
 
 
@@ -126,12 +131,25 @@ class Evaluate:
     """Epochs between grids of samples; 0: only at the end."""
     samples_per_class: int = 10
     """Images of each class (rows of ten where there are no classes) in a grid."""
-    draws: int = 1
+    draws: int = 4
     """Passes over the test set, each with noise of its own."""
+    bayes: int = 1000
+    """Test images that are classified by Bayes' rule; 0: none."""
+    samples: int = 10_000
+    """Images generated for FID, KID, precision, recall and patch quality; 0: none of these."""
+    guidance: float = 1.0
+    """Scale of the guided samples shown of a flow that was trained with label dropout."""
+    inception_weights: str | None = None
+    """File of torch-fidelity's Inception weights; null: looked for where it keeps them."""
+    fidelity_every: int = 0
+    """Epochs between FIDs against the validation images; 0: none. Leave out where time counts."""
+    fidelity_samples: int = 1000
+    """Images generated for each of those."""
 
     def __post_init__(self) -> None:
-        _check(self.samples_every >= 0, "evaluate.samples_every", self.samples_every, "at least 0")
-        for key in ("samples_per_class", "draws"):
+        for key in ("samples_every", "bayes", "samples", "guidance", "fidelity_every"):
+            _check(getattr(self, key) >= 0, f"evaluate.{key}", getattr(self, key), "at least 0")
+        for key in ("samples_per_class", "draws", "fidelity_samples"):
             _check(getattr(self, key) >= 1, f"evaluate.{key}", getattr(self, key), "at least 1")
 
 
@@ -153,9 +171,15 @@ class Experiment:
     """The evaluation."""
     trainer: dict[str, Any] = field(default_factory=lambda: {"max_epochs": 10})
     """Any option of Lightning's Trainer: max_epochs, precision, devices, strategy, ..."""
+    seconds: float | None = None
+    """Seconds of training, counted as seconds_per_epoch counts them, after which it ends and over
+    which the learning rate falls; null: trainer.max_epochs decides. Where both are given the
+    earlier ends it: trainer.max_epochs = -1 is no limit."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.seed < 2**32, "seed", self.seed, "an integer in [0, 2^32)")
+        budget = self.seconds is None or 0 < self.seconds < math.inf
+        _check(budget, "seconds", self.seconds, "a number above 0, or null")
 
     def digest(self) -> str:
         """Hash of the whole configuration: equal exactly for runs that ask for the same thing."""
@@ -204,8 +228,7 @@ def build(values: Mapping[str, Any]) -> Experiment:
         UsageError: A key is unknown or a value is of the wrong type or out of its range.
     """
     check_keys(values)
-    parser = experiment_parser("experiment")
-    return _instantiate(parser, parser.parse_object(values))
+    return _instantiate(_parser_of_values(), _parser_of_values().parse_object(values))
 
 
 def parse(parser: "ArgumentParser", arguments: Sequence[str]) -> tuple[Experiment, "Namespace"]:
@@ -221,6 +244,12 @@ def parse(parser: "ArgumentParser", arguments: Sequence[str]) -> tuple[Experimen
 def _instantiate(parser: "ArgumentParser", parsed: "Namespace") -> Experiment:
     made = parser.instantiate(parsed)
     return Experiment(**{entry.name: made[entry.name] for entry in fields(Experiment)})
+
+
+@cache
+def _parser_of_values() -> "ArgumentParser":
+    """Made once: a study builds many experiments, and a parser takes ten times as long as one."""
+    return experiment_parser("experiment")
 
 
 def experiment_parser(prog: str, description: str = "") -> "ArgumentParser":

@@ -1,4 +1,7 @@
-"""The exceptions that the command line tells on one line, with exit status 2; imports nothing."""
+"""The exceptions of the package, and what the command line makes of them; imports nothing.
+
+A ``UsageError`` is told on one line, with exit status 2; an interruption ends with status 130.
+"""
 
 
 class UsageError(ValueError):
@@ -6,7 +9,11 @@ class UsageError(ValueError):
 
 
 class Diverged(UsageError):
-    """Training met a loss or a gradient that is not finite; the message says when and where."""
+    """A loss, a gradient, a density or a sample is not finite; the message says when and where."""
+
+
+class Pruned(Exception):
+    """A run was stopped early because it promised little; what it had measured is recorded."""
 
 
 class Interrupted(KeyboardInterrupt):

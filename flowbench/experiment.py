@@ -3,8 +3,9 @@
 import inspect
 import logging
 import tempfile
+import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,10 +15,12 @@ import numpy as np
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, Trainer, seed_everything
+from PIL import Image
 
 from flowbench.callbacks import (
     AtomicCheckpointIO,
     Average,
+    Budget,
     EpochClock,
     EpochRecord,
     EveryEpochs,
@@ -25,16 +28,20 @@ from flowbench.callbacks import (
 )
 from flowbench.checkpoint import check_resumable, load
 from flowbench.config import Experiment
+from flowbench.data import Splits
 from flowbench.data.module import FlowData
-from flowbench.errors import Interrupted, UsageError
+from flowbench.errors import Interrupted, Pruned, UsageError
+from flowbench.evaluation import protocol
 from flowbench.evaluation.likelihood import bits_per_dim
-from flowbench.evaluation.samples import draw_classes, grid
+from flowbench.evaluation.protocol import Evaluation
+from flowbench.evaluation.sampling import Sampling, draw_classes, grid
 from flowbench.flow import Flow
 from flowbench.module import FlowModule
 from flowbench.progress import EpochLines
+from flowbench.terminal import say
 from flowbench.tracking.provenance import processor
 from flowbench.tracking.store import Store
-from flowbench.tracking.tables import SAMPLES
+from flowbench.tracking.tables import EVALUATION
 
 # What Lightning tells of itself at every start would bury the lines that matter.
 for name in ("lightning.pytorch", "lightning.fabric"):
@@ -51,6 +58,7 @@ OURS = {
     "callbacks": "they are chosen by the experiment",
     "plugins": "they are chosen by the experiment",
     "enable_checkpointing": "checkpoints are always written",
+    "limit_test_batches": "all test images are evaluated",
     "use_distributed_sampler": "the data deal themselves to the devices",
     "gradient_clip_val": "set optim.clip",
     "gradient_clip_algorithm": "optim.clip limits the norm",
@@ -60,11 +68,16 @@ OURS = {
 
 @dataclass(frozen=True)
 class Record:
-    """What a run came to: its id, the last value of its metrics, its trained flow."""
+    """What a run came to: its id, the last value of its metrics, its trained flow.
+
+    ``seconds`` is the time of training, validation and evaluation, in this process alone: what else
+    a run takes is what it costs to start and to record it.
+    """
 
     run_id: str
     metrics: dict[str, float]
     flow: Flow
+    seconds: float
 
 
 def run(
@@ -73,6 +86,7 @@ def run(
     tags: Mapping[str, str] | None = None,
     resume: str | None = None,
     label: str = "",
+    judge: Callable[[dict[str, float], int], bool] | None = None,
 ) -> Record:
     """Train, test and record one experiment.
 
@@ -84,6 +98,7 @@ def run(
         tags: Tags of a new run, beside those that every run gets.
         resume: Id of a stopped run of the same experiment that goes on from its checkpoint.
         label: What the progress lines call this run.
+        judge: Told every epoch's metrics and number; true stops the run before it is tested.
 
     Returns:
         The record of the finished run.
@@ -91,9 +106,10 @@ def run(
     Raises:
         UsageError: The configuration or its files are at fault; nothing has been recorded then.
         Diverged: A loss was not finite; the run is marked failed.
+        Pruned: ``judge`` has stopped it; the run is marked so.
         Interrupted: A signal stopped it; the run is marked killed and can be resumed.
     """
-    trainer = _trainer(experiment.trainer)
+    trainer = make_trainer(experiment)
     seed_everything(experiment.seed, verbose=False)
     data = FlowData(experiment.data, experiment.seed)
     data.prepare_data()
@@ -107,46 +123,123 @@ def run(
     recording = trainer.is_global_zero
     run_id = _open(experiment, store, tags, resume) if recording else ""
     clock = EpochClock()
+    pruned = False
+
+    def judged(metrics: dict[str, float], epoch: int) -> None:
+        nonlocal pruned
+        pruned = judge is not None and judge(metrics, epoch)
+        trainer.should_stop |= pruned
+
     keep = KeepGoing(store.checkpoint(run_id), clock)
     try:
         with keep.handling_signals(), store.closing(run_id) if recording else nullcontext():
             if recording:
-                store.describe(run_id, experiment, _facts(module.flow))
+                store.describe(run_id, experiment, facts(module.flow))
             lines = EpochLines(label or experiment.model.transform)
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-            callbacks += _callbacks(module, store, run_id, clock, lines)
+            callbacks += _callbacks(module, store, run_id, clock, lines, judged, data.splits)
             callbacks.append(keep)  # last: what it saves has in it what the others did
-            with _known_warnings():
+            with known_warnings():
                 trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-            tested = _tested(trainer, module, data)
+            if pruned:
+                raise Pruned(f"run {run_id} was stopped early")
+            trained = time.monotonic()
             if recording:
-                store.log(run_id, tested, trainer.current_epoch)
-                _log_samples(store, run_id, module)
+                lines.evaluating()
+                found = _evaluated(module, trainer.strategy.root_device, data, store)
+            evaluated = time.monotonic()
+            if recording:
+                _record(store, run_id, found, trainer.current_epoch)
     except (KeyboardInterrupt, SystemExit) as error:
         if not recording:
             raise Interrupted("stopped") from error
         kept = keep.path if keep.path.exists() else "no checkpoint yet"
         raise Interrupted(f"run {run_id} stopped; kept: {kept}", run_id) from error
     metrics = dict(store.get(run_id).data.metrics) if recording else {}
-    return Record(run_id, metrics, module.flow)
+    return Record(run_id, metrics, module.flow, clock.working + evaluated - trained)
 
 
-def test(checkpoint: Path, draws: int) -> dict[str, float]:
-    """Measure the test likelihood of a checkpoint's flow, over so many draws of the noise."""
-    module = load(checkpoint)
-    module.experiment = replace(
-        module.experiment, evaluate=replace(module.experiment.evaluate, draws=draws)
-    )
-    data = FlowData(module.experiment.data, module.experiment.seed)
-    return _tested(Trainer(**QUIET), module, data)
+def evaluate(
+    run: str,
+    store: Store,
+    settings: Mapping[str, Any],
+    device: str | None = None,
+    out: Path | None = None,
+) -> dict[str, float]:
+    """Measure the flow of a run or a checkpoint, by the protocol of its experiment.
 
-
-def _trainer(options: Mapping[str, Any]) -> Trainer:
-    """Make a trainer with these options.
+    Args:
+        run: Id of a run, where all is recorded if the run is finished; or path of a checkpoint.
+        store: Where runs, and what evaluations share, are kept.
+        settings: Fields of ``Evaluate`` that are to be others than the experiment's.
+        device: Where to; None for a GPU if there is one.
+        out: Directory for tables and images.
 
     Raises:
-        UsageError: An option is unknown or not free, or its value is not valid.
+        UsageError: There is no such run, checkpoint or device, or a setting is not valid.
     """
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        module = load(store.checkpoint_of(run), place)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"--device {device} is not valid: {error}") from error
+    experiment = module.experiment
+    changed = replace(experiment, evaluate=replace(experiment.evaluate, **settings))
+    module.experiment = changed
+    data = FlowData(changed.data, changed.seed)
+    data.prepare_data()
+    found = _evaluated(module, place, data, store)
+    if out:
+        _write(found, out)
+    if Path(run).exists():
+        return found.metrics
+    recorded = store.client.get_metric_history(run, "test/loss")
+    if recorded and store.get(run).info.status == "FINISHED":
+        _record(store, run, found, recorded[-1].step)
+    else:
+        say(f"run {run} is not finished: this is not recorded")
+    return found.metrics
+
+
+def _evaluated(
+    module: FlowModule, device: torch.device, data: FlowData, store: Store
+) -> Evaluation:
+    began = time.monotonic()
+    # Training may have run in bf16, and Lightning has left the GPU.
+    flow = module.flow.to(device, torch.float32).eval()
+    found = protocol.evaluate(flow, module.dequantise, module.experiment, data.splits, store.cache)
+    found.metrics["evaluation/seconds"] = time.monotonic() - began
+    return found
+
+
+def _record(store: Store, run_id: str, found: Evaluation, epoch: int) -> None:
+    """Record what was measured of a run's flow, in the place of what was before."""
+    store.log(run_id, found.metrics, epoch)
+    store.tag(run_id, {"skipped": "", **found.tags})
+    with tempfile.TemporaryDirectory() as directory:
+        _write(found, Path(directory))
+        store.client.log_artifacts(run_id, directory)
+
+
+def _write(found: Evaluation, directory: Path) -> None:
+    """Write images as pictures and as arrays, and tables as CSV."""
+    for folder in ("samples", EVALUATION):
+        (directory / folder).mkdir(parents=True, exist_ok=True)
+    for name, images in found.images.items():
+        np.save(directory / f"{name}.npy", images)
+        Image.fromarray(grid(images).squeeze()).save(directory / "samples" / f"{name}.png")
+    for name, table in found.tables.items():
+        table.to_csv(directory / EVALUATION / f"{name}.csv", index=False)
+
+
+def make_trainer(experiment: Experiment) -> Trainer:
+    """Make a trainer with the options of an experiment.
+
+    Raises:
+        UsageError: An option is unknown or not free, its value is not valid, or nothing ends the
+            training.
+    """
+    options = experiment.trainer
     known = [key for key in inspect.signature(Trainer).parameters if key not in OURS]
     for key in options:
         if key in OURS:
@@ -154,12 +247,13 @@ def _trainer(options: Mapping[str, Any]) -> Trainer:
         if key not in known:
             raise UsageError(f"unknown key trainer.{key}: valid are {', '.join(known)}")
     ends = {f"trainer.{key}": options.get(key) for key in ("max_epochs", "max_steps")}
-    if not any(isinstance(end, int) and end > 0 for end in ends.values()):
+    if not (experiment.seconds or any(type(end) is int and end > 0 for end in ends.values())):
         told = ", ".join(f"{key} = {value!r}" for key, value in ends.items())
-        raise UsageError(f"{told} is not valid: one of them ends the training, an integer above 0")
+        valid = "one of them ends the training, an integer above 0, or seconds does"
+        raise UsageError(f"{told} is not valid: {valid}")
     try:
         return Trainer(
-            **{"devices": 1, "num_sanity_val_steps": 0, **QUIET, **options},
+            **{"devices": 1, "num_sanity_val_steps": 0, "max_epochs": -1, **QUIET, **options},
             plugins=[AtomicCheckpointIO()],
             use_distributed_sampler=False,
         )
@@ -181,45 +275,55 @@ def _open(
 
 
 def _callbacks(
-    module: FlowModule, store: Store, run_id: str, clock: EpochClock, lines: EpochLines
+    module: FlowModule,
+    store: Store,
+    run_id: str,
+    clock: EpochClock,
+    lines: EpochLines,
+    judged: Callable[[dict[str, float], int], None],
+    splits: Splits,
 ) -> list[Callback]:
     experiment = module.experiment
     average = Average(experiment.optim.ema) if experiment.optim.ema else None
+    budget = [Budget(experiment.seconds, clock, module)] if experiment.seconds else []
 
     def record(metrics: dict[str, float], epoch: int) -> None:
         metrics |= _bits(metrics, experiment)
         store.log(run_id, metrics, epoch)
         lines.epoch_done(metrics, epoch)
+        judged(metrics, epoch)
+
+    def judged_samples(epoch: int) -> None:
+        with average.in_place(module.trainer, module) if average else nullcontext():
+            store.log(run_id, protocol.check(module.flow, experiment, splits, store.cache), epoch)
 
     def picture(epoch: int) -> None:
         with average.in_place(module.trainer, module) if average else nullcontext():
-            images = draw_classes(module.flow, module.classes, 1, experiment.seed)
+            images = draw_classes(module.flow, module.classes, 1, Sampling(experiment.seed))
         store.client.log_image(run_id, grid(images), f"samples/epoch_{epoch:04d}.png")
 
     recording = EpochRecord(clock, module.trained, module.evaluated, record)
-    pictures = EveryEpochs(experiment.evaluate.samples_every, picture)
-    return [clock, lines, *([average] if average else []), recording, pictures]
-
-
-def _tested(trainer: Trainer, module: FlowModule, data: FlowData) -> dict[str, float]:
-    with _known_warnings():
-        trainer.test(module, datamodule=data, verbose=False)
-    metrics = module.evaluated.take()
-    return metrics | _bits(metrics, module.experiment)
+    acts = [
+        EveryEpochs(experiment.evaluate.samples_every, picture),
+        EveryEpochs(experiment.evaluate.fidelity_every, judged_samples),
+    ]
+    return [clock, *budget, lines, *([average] if average else []), recording, *acts]
 
 
 @contextmanager
-def _known_warnings() -> Iterator[None]:
+def known_warnings() -> Iterator[None]:
+    """Leave out what torch tells Lightning, and nobody else can heed."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated", FutureWarning)
         yield
 
 
-def _facts(flow: Flow) -> dict[str, Any]:
+def facts(flow: Flow) -> dict[str, Any]:
     """What the configuration does not say outright."""
     cuda = torch.cuda.is_available()
     return {
         "bins": getattr(flow.blocks[0].transform, "bins", ""),
+        "classes": flow.classes,
         "parameters": sum(parameter.numel() for parameter in flow.parameters()),
         "device": torch.cuda.get_device_name() if cuda else processor(),
         "threads": torch.get_num_threads(),
@@ -232,15 +336,3 @@ def _bits(metrics: Mapping[str, float], experiment: Experiment) -> dict[str, flo
         return {}
     losses = {key: value for key, value in metrics.items() if key.endswith("/loss")}
     return {key.replace("/loss", "/bpd"): bits_per_dim(value) for key, value in losses.items()}
-
-
-def _log_samples(store: Store, run_id: str, module: FlowModule) -> None:
-    """Record the finished flow's samples: as an image to look at, as numbers to draw from."""
-    experiment = module.experiment
-    rows = experiment.evaluate.samples_per_class
-    images = draw_classes(module.flow, module.classes, rows, experiment.seed)
-    store.client.log_image(run_id, grid(images), "samples/final.png")
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / SAMPLES
-        np.save(path, images)
-        store.client.log_artifact(run_id, str(path))

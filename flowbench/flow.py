@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from flowbench.decoding import SEQUENTIAL, Conditioner, Decoded, Decoding, Guidance, solve
 from flowbench.errors import UsageError
 from flowbench.orders import Order, alternate
 from flowbench.transforms import parse
 from flowbench.transforms.base import Elementwise
-from flowbench.vit import Cache, CausalTransformer
+from flowbench.vit import CausalTransformer
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
@@ -92,23 +93,28 @@ class AutoregressiveBlock(nn.Module):
         return params, torch.cat([x[:, :1], rest], 1), log_slope
 
     @torch.no_grad()
-    def inverse(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """Map noise to data, patch by patch, without gradients.
+    def inverse(
+        self,
+        z: Tensor,
+        y: Tensor | None = None,
+        guidance: Guidance | None = None,
+        decoding: Decoding = SEQUENTIAL,
+    ) -> Decoded:
+        """Map noise to data, without gradients.
 
         Shape:
-            z ``[B, T, D]``, y ``[B]`` -> x ``[B, T, D]``
+            z ``[B, T, D]``, y ``[B]`` -> x ``[B, T, D]`` and how it was reached
         """
         z = self.order(z, 1)
-        network = self.network
-        pos_embed = self.order(network.pos_embed, 0)
-        class_embed = network.embed_class(y)
-        cache = Cache(network, len(z))
-        x = torch.empty_like(z)
-        x[:, 0] = z[:, 0]
-        for t in range(network.tokens - 1):
-            raw = network.step(x[:, t : t + 1], pos_embed, class_embed, cache)
-            x[:, t + 1], _ = self.transform.inverse(z[:, t + 1], self._split(raw)[:, 0])
-        return self.order(x, 1)
+        pos_embed = self.order(self.network.pos_embed, 0)
+        conditioner = Conditioner(self.network, pos_embed, y, len(z), guidance)
+
+        def invert(x: Tensor, t: int) -> Tensor:
+            params = self._split(conditioner(x, t))
+            return self.transform.inverse(z[:, t + 1 : t + 1 + x.shape[1]], params)[0]
+
+        decoded = solve(invert, z, decoding)
+        return decoded._replace(x=self.order(decoded.x, 1))
 
     def _split(self, raw: Tensor) -> Tensor:
         """Read ``[B, T, P·D]``, all features' first parameter first, as ``[B, T, D, P]``."""
@@ -212,15 +218,39 @@ class Flow(nn.Module):
         z, log_det = self(images, y)
         return log_det - 0.5 * (z.float().square().sum((1, 2)) + self.dims * math.log(2 * math.pi))
 
-    def inverse(self, z: Tensor, y: Tensor | None = None) -> Tensor:
-        """Map noise to images, undoing ``forward``; without gradients.
+    def inverse(
+        self,
+        z: Tensor,
+        y: Tensor | None = None,
+        guidance: Guidance | None = None,
+        decoding: Decoding = SEQUENTIAL,
+    ) -> Tensor:
+        """Map noise to images, without gradients; unguided it undoes ``forward``.
 
         Shape:
             z ``[B, T, D]``, y ``[B]`` -> images ``[B, channels, height, width]``
         """
-        for block in reversed(self.blocks):
-            z = block.inverse(z, y)
-        return unpatchify(z, self.shape, self.patch)
+        for stage in self.decode(z, y, guidance, decoding):
+            images = stage.x
+        return images
+
+    def decode(
+        self,
+        z: Tensor,
+        y: Tensor | None = None,
+        guidance: Guidance | None = None,
+        decoding: Decoding = SEQUENTIAL,
+    ) -> Iterator[Decoded]:
+        """Yield noise on its way to images: as it is, then behind each block, the last block first.
+
+        Shape:
+            z ``[B, T, D]``, y ``[B]`` -> x ``[B, channels, height, width]`` and how it was reached
+        """
+        stage = Decoded(z)
+        for block in [*reversed(self.blocks), None]:
+            yield stage._replace(x=unpatchify(stage.x, self.shape, self.patch))
+            if block:
+                stage = block.inverse(stage.x, y, guidance, decoding)
 
     def sample(self, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Draw an image for every label (−1: of no class) from the flow's density.

@@ -17,7 +17,6 @@ from flowbench.flow import Flow
 from flowbench.means import Means
 
 VALIDATION_NOISE = 2412
-TEST_NOISE = 6329
 
 
 def build_flow(experiment: Experiment, shape: tuple[int, int, int], classes: int) -> Flow:
@@ -31,9 +30,9 @@ class FlowModule(LightningModule):
     """Maximum likelihood of noisy images under a flow.
 
     Batches are ``(pixels uint8 [B, channels, height, width], labels int64 [B])``. Training measures
-    ``train/loss``, ``train/prior``, ``train/logdet`` and ``grad_norm``; validation and test measure
-    the same three losses, and validation the largest |log_slope| of every block and the share of
-    its inputs in the transform's tails.
+    ``train/loss``, ``train/prior``, ``train/logdet`` and ``grad_norm``; validation measures the
+    same three losses, the largest |log_slope| of every block and the share of its inputs in the
+    transform's tails.
 
     All noise follows from its place (seed, epoch, batch, device), not from what was drawn before:
     so a resumed run draws what an uninterrupted one would have drawn, and no sample drawn in
@@ -44,6 +43,10 @@ class FlowModule(LightningModule):
         experiment: The whole configuration; it goes into every checkpoint.
         shape: Channels, height and width of the images.
         classes: Number of classes; 0 where images have no labels.
+
+    Attributes:
+        spent: Seconds of training at the end of the last step; kept by who has a clock, where the
+            experiment has a budget of them.
     """
 
     def __init__(self, experiment: Experiment, shape: tuple[int, int, int], classes: int) -> None:
@@ -52,6 +55,7 @@ class FlowModule(LightningModule):
         self.classes = classes
         self.flow = build_flow(experiment, shape, classes)
         self.trained, self.evaluated = Means(), Means()
+        self.spent = 0.0
 
     def dequantise(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Turn pixels into the noisy images of the experiment's protocol, on their device."""
@@ -64,7 +68,10 @@ class FlowModule(LightningModule):
         """Loss of one batch; raises ``Diverged`` where it is not finite."""
         pixels, y = batch
         place = (self.experiment.seed, self.current_epoch, batch_idx, self.global_rank)
-        images = self.dequantise(pixels, self._generator(*place))
+        noise = self._generator(*place)
+        images = self.dequantise(pixels, noise)
+        if share := self.experiment.optim.label_dropout:
+            y = y.masked_fill(torch.rand(len(y), generator=noise, device=y.device) < share, -1)
         prior, logdet = likelihood.objective(*self.flow(images, y))
         loss = prior - logdet
         if not torch.isfinite(loss):
@@ -102,20 +109,13 @@ class FlowModule(LightningModule):
             self.evaluated.peak(**{f"max_log_slope/block_{i}": step.log_slope.abs().max()})
         self.evaluated.add(len(y), **_losses("val", *likelihood.objective(z, log_det)))
 
-    def on_test_epoch_start(self) -> None:
-        """Start the measurements and the test noise anew."""
-        self.evaluated.clear()
-        self._noise = self._generator(TEST_NOISE, self.global_rank)
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Losses of one batch, a mean over ``evaluate.draws`` draws of the noise."""
-        pixels, y = batch
-        for _ in range(self.experiment.evaluate.draws):
-            z, log_det = self.flow(self.dequantise(pixels, self._noise), y)
-            self.evaluated.add(len(y), **_losses("test", *likelihood.objective(z, log_det)))
-
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW with weight decay on matrices only, warm-up and cosine, stepped every batch."""
+        """AdamW with weight decay on matrices only, warm-up and cosine, stepped every batch.
+
+        The cosine follows the steps behind the warm-up. Under a budget of seconds nobody knows how
+        many there will be: it follows the share of the seconds that is spent, from the start on, as
+        a factor of the warm-up, which is one of steps always.
+        """
         optim = self.experiment.optim
         matrices = [m.weight for m in self.flow.modules() if isinstance(m, nn.Linear)]
         decayed = set(matrices)
@@ -127,16 +127,16 @@ class FlowModule(LightningModule):
         # A fused step unscales gradients by itself, too late for them to be clipped.
         adam = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=not self._scaled())
         self.trainer.fit_loop.setup_data()  # else the batches of an epoch may not be known yet
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self.trainer.estimated_stepping_batches  # infinite where seconds end the training
         steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         warmup = min(optim.warmup_epochs * steps, total)
         floor = optim.min_lr / optim.lr
+        budget = self.experiment.seconds
 
         def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / (warmup + 1)
-            progress = min(1.0, (step - warmup) / max(1, total - warmup))
-            return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+            done = self.spent / budget if budget else (step - warmup) / max(1, total - warmup)
+            cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, done))))
+            return min(1.0, (step + 1) / (warmup + 1)) * (floor + (1 - floor) * cosine)
 
         schedule = torch.optim.lr_scheduler.LambdaLR(adam, factor)
         return {"optimizer": adam, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

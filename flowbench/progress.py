@@ -74,6 +74,10 @@ class EpochLines(Callback):
             parts.append(f"{duration(each * (self._epochs - epoch))} left")
         self._console.print(" · ".join(parts))
 
+    def evaluating(self) -> None:
+        """Say that the epochs are over."""
+        self._console.print(f"{self.label} · evaluating")
+
     def on_exception(self, *_: Any) -> None:
         """Give the terminal back."""
         self.close()

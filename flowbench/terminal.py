@@ -33,6 +33,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def natural(text: str) -> int:
+    """Read an integer of at least 0, as an argument's ``type``."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid: an integer of at least 0")
+    return int(text)
+
+
 class Parser(argparse.ArgumentParser):
     """Raises an error where argparse would print several lines and leave."""
 

@@ -15,22 +15,11 @@ ACTIVATIONS = {"gelu": "none", "gelu-tanh": "tanh"}
 HEAD_DIM = 64
 
 
-class Cache:
-    """Keys and values of the tokens seen so far, for every layer of one block.
+Cache = tuple[Tensor, ...]
+"""Keys and values of the tokens so far, one ``[2, B, H, T, C/H]`` for each layer of a block.
 
-    The one place where sampling keeps state: made by the sampler, passed down, then dropped.
-
-    Args:
-        network: The transformer whose layers will write here.
-        batch: B.
-    """
-
-    def __init__(self, network: "CausalTransformer", batch: int) -> None:
-        weight = network.proj_in.weight
-        heads = network.heads
-        shape = (len(network.layers), 2, batch, heads, network.tokens, network.width // heads)
-        self.keys_values = weight.new_empty(shape)
-        self.length = 0
+The one place where sampling keeps state: made by the sampler, passed down, then dropped.
+"""
 
 
 class Attention(nn.Module):
@@ -45,31 +34,40 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend to this token and the earlier ones; x ``[B, T, C]`` -> ``[B, T, C]``."""
-        q, k, v = self._qkv(x)
-        if x.is_cuda:
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        else:
-            mixed = _short_attention(q, k, v)
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+        q, k, v = self._qkv(x).unbind(0)
+        return self._mix(q, k, v)
 
-    def step(self, x: Tensor, keys_values: Tensor, t: int) -> Tensor:
-        """Attend from token t alone to the cached tokens; x ``[B, 1, C]`` -> ``[B, 1, C]``."""
-        q, k, v = self._qkv(x)
-        keys_values[0, :, :, t], keys_values[1, :, :, t] = k[:, :, 0], v[:, :, 0]
-        k, v = keys_values[:, :, :, : t + 1]
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(mixed.transpose(1, 2).flatten(2))
+    def step(self, x: Tensor, keys_values: Tensor, t: int, temperature: Tensor | None) -> Tensor:
+        """Attend from tokens t, t + 1, … to the cached ones and each other; ``[B, n, C]``."""
+        qkv = self._qkv(x)
+        q = qkv[0] if temperature is None else qkv[0] / temperature
+        end = t + x.shape[1]
+        keys_values[:, :, :, t:end] = qkv[1:]
+        k, v = keys_values[:, :, :, :end]
+        return self._mix(q, k, v)
 
-    def _qkv(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _qkv(self, x: Tensor) -> Tensor:
         qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1))  # [B, T, 3, H, C/H]
-        return qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, T, C/H]
+        return qkv.permute(2, 0, 3, 1, 4)
+
+    def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        n = q.shape[-2]
+        attention = _fused_attention if q.is_cuda or n == 1 else _short_attention
+        return self.proj(attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def _fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of the last n of T tokens; q ``[B, H, n, C/H]``, k, v ``[B, H, T, C/H]``."""
+    n, T = q.shape[-2], k.shape[-2]
+    seen = None if n in (1, T) else q.new_ones((n, T), dtype=torch.bool).tril(T - n)
+    return F.scaled_dot_product_attention(q, k, v, seen, is_causal=n == T)
 
 
 def _short_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Causal attention by plain products: at T ≈ 50 on a CPU twice as fast as the fused kernel."""
-    T, size = q.shape[-2:]
-    mask = q.new_full((T, T), float("-inf")).triu(1)
-    scores = torch.baddbmm(mask, q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2), alpha=size**-0.5)
+    """The same by plain products: at n = T ≈ 50 on a CPU twice as fast as the fused kernel."""
+    n, T = q.shape[-2], k.shape[-2]
+    mask = q.new_full((n, T), float("-inf")).triu(T - n + 1)
+    scores = torch.baddbmm(mask, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=q.shape[-1] ** -0.5)
     return torch.bmm(scores.softmax(-1).to(v.dtype), v.flatten(0, 1)).unflatten(0, q.shape[:2])
 
 
@@ -103,9 +101,9 @@ class Layer(nn.Module):
         x = x + self.attention(x)
         return x + self.mlp(x)
 
-    def step(self, x: Tensor, keys_values: Tensor, t: int) -> Tensor:
-        """Token t alone; x ``[B, 1, C]`` -> ``[B, 1, C]``."""
-        x = x + self.attention.step(x, keys_values, t)
+    def step(self, x: Tensor, keys_values: Tensor, t: int, temperature: Tensor | None) -> Tensor:
+        """Tokens t, t + 1, … alone; x ``[B, n, C]`` -> ``[B, n, C]``."""
+        x = x + self.attention.step(x, keys_values, t, temperature)
         return x + self.mlp(x)
 
 
@@ -189,17 +187,36 @@ class CausalTransformer(nn.Module):
         raw = torch.addmm(head.bias[:, None], head.weight, x.flatten(0, 1).t())
         return raw.unflatten(1, x.shape[:2]).permute(1, 2, 0)
 
+    def cache(self, batch: int) -> Cache:
+        """Make room for the keys and values of B sequences."""
+        weight = self.proj_in.weight
+        auto = torch.is_autocast_enabled(weight.device.type)
+        dtype = torch.get_autocast_dtype(weight.device.type) if auto else weight.dtype
+        size = (len(self.layers), 2, batch, self.heads, self.tokens, self.width // self.heads)
+        return weight.new_empty(size, dtype=dtype).unbind(0)
+
     def step(
-        self, x: Tensor, pos_embed: Tensor, class_embed: Tensor | float, cache: Cache
+        self,
+        x: Tensor,
+        embedding: Tensor,
+        cache: Cache,
+        t: int,
+        temperature: Tensor | None = None,
     ) -> Tensor:
-        """Run over the next token; the cache grows by it.
+        """Run over tokens t, t + 1, …, and write their keys and values into the cache.
+
+        Args:
+            x: The next tokens; those before t have been here already.
+            embedding: What is added to every token: its position's embedding and its class's.
+            cache: Of this network.
+            t: Where the first token stands.
+            temperature: Divides the attention's logits, where it is not 1.
 
         Shape:
-            x ``[B, 1, D]``, pos_embed ``[T, C]`` in the order of the tokens -> ``[B, 1, outputs]``
+            x ``[B, n, D]``, embedding ``[B, T, C]`` in the order of the tokens, temperature
+            ``[B, 1, 1, 1]`` -> ``[B, n, outputs]``
         """
-        t = cache.length
-        x = self.proj_in(x) + (pos_embed[t] + class_embed)
-        for layer, keys_values in zip(self.layers, cache.keys_values, strict=True):
-            x = layer.step(x, keys_values, t)
-        cache.length += 1
+        x = self.proj_in(x) + embedding[:, t : t + x.shape[1]]
+        for layer, keys_values in zip(self.layers, cache, strict=True):
+            x = layer.step(x, keys_values, t, temperature)
         return self.proj_out(x)

@@ -43,7 +43,7 @@ def same(content):
     "other",
     [
         {"a": torch.tensor([1.0, 2.0000002]), "b": 1},
-        {"a": torch.tensor([1.0, 2.0], dtype=torch.float64), "b": 1},
+        {"a": torch.tensor([1.0, 2.0]).view(torch.int32), "b": 1},
         {"a": torch.tensor([[1.0, 2.0]]), "b": 1},
         {"a": torch.tensor([2.0, 1.0]), "b": 1},
         {"c": torch.tensor([1.0, 2.0]), "b": 1},
@@ -74,26 +74,29 @@ def test_content_is_made_once_and_read_back_to_the_last_bit(path):
     assert same(read(path))
 
 
-def test_two_at_once_make_it_once(path, capsys):
-    begun, go_on = threading.Event(), threading.Event()
+def test_two_at_once_make_it_once(path, monkeypatch):
+    begun, waiting, go_on = threading.Event(), threading.Event(), threading.Event()
+    said = []
+    monkeypatch.setattr(cache, "say", lambda text: (said.append(text), waiting.set()))
 
     def slow():
         begun.set()
-        go_on.wait(10)
+        assert go_on.wait(60)
         return CONTENT
 
     results = []
     first = threading.Thread(target=lambda: results.append(cached(path, slow)))
     first.start()
-    begun.wait(10)
+    assert begun.wait(60)
     second = threading.Thread(target=lambda: results.append(cached(path, never)))
     second.start()
-    while "waiting for another process" not in capsys.readouterr().err:
-        assert second.is_alive()
+    assert waiting.wait(60)
+    assert not results
     go_on.set()
     first.join()
     second.join()
     assert [same(content) for content in results] == [True, True]
+    assert said == [f"waiting for another process to make {path}"]
 
 
 @pytest.mark.parametrize("share", [0, 0.1, 0.5, 0.9, 0.999])

@@ -74,6 +74,7 @@ def test_it_learns_classes_of_any_number_in_images_of_any_shape(shape, classes, 
 def test_the_smallest_images_have_features_too(shape):
     pixels = torch.randint(256, (20, *shape), dtype=torch.uint8)
     network = train(Images(pixels, torch.arange(20) % 2), 2, replace(QUICK, steps=3))
+    assert not network.training
     features, logits = network(pixels)
     assert features.shape == (20, 32)
     assert logits.shape == (20, 2)
@@ -131,6 +132,22 @@ def test_small_data_sets_are_trained_on_for_steps_large_ones_for_epochs(splits, 
     assert len(steps) == 5
     train(splits.train, 3, Recipe(steps=5, epochs=2, batch=32))
     assert len(steps) == 5 + 2 * 8
+
+
+def test_every_epoch_shows_all_images_in_an_order_of_its_own(monkeypatch):
+    shown = []
+    loss = classifier.cross_entropy
+
+    def seen(logits, labels):
+        shown.append(labels)
+        return loss(logits, labels)
+
+    monkeypatch.setattr(classifier, "cross_entropy", seen)
+    images = Images(stripes(64).pixels, torch.arange(64))
+    train(images, 64, Recipe(steps=4, epochs=0, batch=32))
+    first, second = torch.cat(shown[:2]), torch.cat(shown[2:])
+    assert not torch.equal(first, second)
+    assert torch.equal(first.sort().values, second.sort().values)
 
 
 # --- where it is kept ----------------------------------------------------------------------------

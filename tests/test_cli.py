@@ -13,15 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import tiny
 import torch
 import yaml
 from PIL import Image
+from plain_flow import wake
 
 from flowbench.__main__ import COMMANDS, main
-from flowbench.module import FlowModule
+from flowbench.config import build
+from flowbench.evaluation.sampling import Sampling, draw_classes
+from flowbench.module import FlowModule, build_flow
+from flowbench.study import read
 from flowbench.tracking.store import Store
 
 pytestmark = tiny.LIBRARIES
@@ -137,15 +142,152 @@ def test_a_recorded_configuration_trains_the_same_again(
     assert tiny.same(tiny.weights(store, trained[1]), tiny.weights(Store(results), again))
 
 
-def test_a_dry_run_lists_the_points(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    study = Path(__file__).parents[1] / "sweeps" / "compare-affine-rqs.yaml"
+def test_a_dry_run_tells_what_would_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sweeps = Path(__file__).parents[1] / "sweeps"
     results = tmp_path / "results"
-    assert main(["sweep", str(study), "--dry-run", "--results", str(results)]) == 0
+    dry = ["--dry-run", "--results", str(results)]
+    assert main(["sweep", str(sweeps / "compare-affine-rqs.yaml"), *dry]) == 0
     shown = capsys.readouterr()
-    assert shown.out.splitlines()[0] == "seed=0 model.transform=affine"
-    assert len(shown.out.splitlines()) == 9
+    points, time, config = shown.out.strip().split("\n\n")
+    assert points.splitlines()[0] == "model.transform=affine seed=0"
+    assert len(points.splitlines()) == 9
+    assert time.startswith("time: 9 runs, about")
+    first = read(sweeps / "compare-affine-rqs.yaml").points[0]
+    assert build(yaml.safe_load(config)) == first.experiment
     assert "study compare-affine-rqs: 9 runs" in shown.err
+    assert main(["sweep", str(sweeps / "search.yaml"), "--trials", "7", *dry]) == 0
+    space = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    assert space[0].startswith("7 trials by ")
+    assert any(line.startswith("model.transform: one of affine, ") for line in space)
+    assert any(line.endswith(", by its logarithm") for line in space)
     assert not results.exists()
+
+
+# Samples
+
+
+def written(path: Path, **options: Any) -> str:
+    """The checkpoint of a flow that was never trained, the identity."""
+    module = FlowModule(tiny.experiment(**options), (1, 28, 28), 10)
+    content: dict[str, Any] = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(content)
+    torch.save(content, path)
+    return str(path)
+
+
+def sampled(tmp_path: Path, *arguments: object, **options: Any) -> Any:
+    """The array that ``sample`` writes."""
+    out = tmp_path / "drawn.npy"
+    checkpoint = written(tmp_path / "c.ckpt", **options)
+    assert main(["sample", checkpoint, "--out", str(out), *map(str, arguments)]) == 0
+    return np.load(out)
+
+
+def test_sample_draws_rows_of_the_classes_that_are_asked_for(tmp_path: Path) -> None:
+    whole = sampled(tmp_path, "--rows", 2)
+    assert whole.shape == (20, 28, 28, 1)
+    assert whole.dtype == np.uint8
+    some = sampled(tmp_path, "--rows", 2, "--class", "0,3,7", "--batch", 4)
+    assert np.array_equal(some, whole[:6])  # the identity maps noise by noise, whatever the class
+    assert not np.array_equal(sampled(tmp_path, "--rows", 2, "--seed", 1), whole)
+
+
+def test_sample_draws_what_the_classes_ask_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow = wake(build_flow(tiny.experiment(), (1, 28, 28), 10), 0.1)
+    monkeypatch.setattr("flowbench.module.build_flow", lambda *_: flow)
+    expected = draw_classes(flow, 10, 2, Sampling(seed=4))
+    assert np.array_equal(sampled(tmp_path, "--rows=2", "--seed=4"), np.concatenate(expected))
+
+
+def test_sample_writes_a_file_for_each_image(tmp_path: Path) -> None:
+    checkpoint = written(tmp_path / "c.ckpt")
+    directory = f"{tmp_path}/new/each/"
+    options = ["--rows", "2", "--class", "3,7", "--out", directory]
+    assert main(["sample", checkpoint, *options]) == 0
+    names = sorted(path.name for path in Path(directory).iterdir())
+    assert names == [f"class{label}-{row:04d}.png" for label in (3, 7) for row in (0, 1)]
+
+
+def test_sample_shows_how_noise_becomes_an_image(tmp_path: Path) -> None:
+    stages = sampled(tmp_path, "--trajectory", "--class", "1,2", model__blocks=3)
+    assert stages.shape == (4 * 2, 28, 28, 1)
+    assert np.array_equal(stages[:2], sampled(tmp_path, "--rows", 1, "--class", "1,2"))
+
+
+def test_sample_takes_every_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plain = sampled(tmp_path)
+    options = ["--guidance=2", "--guidance-schedule=linear", "--attention-temperature=1.5"]
+    options += ["--segment=whole", "--tolerance=1e-3", "--iterations=3", "--device=cpu"]
+    assert np.array_equal(sampled(tmp_path, *options), plain)  # all the same to the identity
+    assert "trained without optim.label_dropout" in capsys.readouterr().err
+    assert np.array_equal(sampled(tmp_path, *options, optim__label_dropout=0.1), plain)
+    assert "label_dropout" not in capsys.readouterr().err
+    cooled = sampled(tmp_path, "--temperature=0.25", "--truncation=2")
+    assert 0 < cooled.std() < plain.std() / 2
+
+
+def test_sample_denoises_what_gaussian_noise_has_trained(tmp_path: Path) -> None:
+    options = {"data__noise": "gaussian", "data__noise_std": 0.5}
+    plain = sampled(tmp_path, "--temperature=0.3", **options)
+    denoised = sampled(tmp_path, "--temperature=0.3", "--denoise", **options)
+    # The identity's score is -x: what is left is (1 - 0.5²) x.
+    expected = (plain.astype(float) - 127.5) * 0.75 + 127.5
+    inside = (plain > 0) & (plain < 255)
+    assert np.abs(denoised - expected)[inside].max() <= 1
+
+
+WRONG_SAMPLES: dict[str, tuple[list[object], dict[str, Any]]] = {
+    "argument --class: 'a,b' is not valid: classes such as 0,3,7": (["--class=a,b"], {}),
+    "--class 10 is not valid: 0 to 9": (["--class=3,10"], {}),
+    "--class 0 is not valid: none, for the flow has none": (
+        ["--class=0"],
+        {"model__conditional": False},
+    ),
+    "argument --temperature: 'x' is not valid: a number": (["--temperature=x"], {}),
+    "temperature = -1.0 is not valid: a number of at least 0": (["--temperature=-1"], {}),
+    "truncation = 0.0 is not valid: a number above 0": (["--truncation=0"], {}),
+    "guidance = -1.0 is not valid: a number of at least 0": (["--guidance=-1"], {}),
+    "argument --guidance-schedule: invalid choice: 'x' (choose from": (
+        ["--guidance-schedule=x"],
+        {},
+    ),
+    "attention temperature = 0.0 is not valid: a number above 0": (
+        ["--attention-temperature=0"],
+        {},
+    ),
+    "--attention-temperature is that of guidance: give --guidance above 0 too": (
+        ["--attention-temperature=2"],
+        {},
+    ),
+    "guidance of a flow without classes needs an attention temperature other than 1": (
+        ["--guidance=1"],
+        {"model__conditional": False},
+    ),
+    "argument --segment: '0' is not valid: an integer of at least 1, or whole": (
+        ["--segment=0"],
+        {},
+    ),
+    "tolerance = -1.0 is not valid: a number of at least 0": (["--tolerance=-1"], {}),
+    "argument --iterations: '0' is not valid: an integer of at least 1": (["--iterations=0"], {}),
+    "argument --seed: '-1' is not valid: an integer of at least 0": (["--seed=-1"], {}),
+    "argument --trajectory: not allowed with argument --rows": (["--rows=2", "--trajectory"], {}),
+    "--denoise needs a flow of Gaussian noise: data.noise = uniform": (["--denoise"], {}),
+    "--device nope is not valid": (["--device=nope"], {}),
+    "--out x.jpg is not valid: a .png, a .npy, or a directory": (["--out=x.jpg"], {}),
+}
+
+
+@pytest.mark.parametrize("words", WRONG_SAMPLES)
+def test_samples_that_are_not_to_be_had_are_told(
+    words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, options = WRONG_SAMPLES[words]
+    checkpoint = written(tmp_path / "c.ckpt", **options)
+    monkeypatch.chdir(tmp_path)
+    assert words in told(capsys, "sample", checkpoint, *arguments)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["c.ckpt"]
 
 
 # Errors: one line, status 2
@@ -387,44 +529,6 @@ def test_a_signal_stops_a_process_and_keeps_its_run(
     assert f"go on with: flowbench train --resume {run_id}" in command.lines[-1]
     assert "Traceback" not in "\n".join(command.lines)
     assert Store(results).checkpoint(run_id).exists()
-
-
-@pytest.mark.slow
-def test_a_killed_study_goes_on_and_ends_as_if_never_killed(tmp_path: Path) -> None:
-    base: dict[str, Any] = {}
-    for key, value in tiny.OPTIONS.items():
-        group, _, name = key.rpartition(".")
-        base.setdefault(group, {})[name] = value
-    base["trainer"]["max_epochs"] = 12
-    study = {
-        "question": "Which?",
-        "expected": "This.",
-        "cost": {"quick": "seconds"},
-        "base": base,
-        "grid": {"model.transform": ["affine", "rqs-4"]},
-        "scales": {"quick": {}},
-    }
-    file = tmp_path / "which.yaml"
-    file.write_text(yaml.safe_dump(study))
-    whole, killed = (tiny.results(tmp_path / name) for name in ("whole", "killed"))
-    assert Command("sweep", file, f"--results={whole}").end() == 0
-
-    command = Command("sweep", file, f"--results={killed}")
-    command.read_until("[2/2] rqs-4 · epoch 3/12")
-    os.killpg(command.process.pid, signal.SIGKILL)
-    assert command.end() == -signal.SIGKILL
-    before = Store(killed)
-    assert sorted(tiny.runs(before).values()) == ["FINISHED", "KILLED"]
-
-    again = Command("sweep", file, f"--results={killed}")
-    assert again.end() == 0
-    assert not any("epoch 1/12" in line for line in again.lines)
-    assert any("1 of 2 runs done, 1 to go" in line for line in again.lines)
-    assert tiny.runs(Store(killed)).keys() == tiny.runs(before).keys()
-    for ours, theirs in zip(tiny.runs(Store(killed)), tiny.runs(Store(whole)), strict=True):
-        assert tiny.same(tiny.weights(Store(killed), ours), tiny.weights(Store(whole), theirs))
-        assert tiny.history(Store(killed), ours) == tiny.history(Store(whole), theirs)
-    assert (killed / "which" / "report.html").exists()
 
 
 # Devices and servers

@@ -47,7 +47,7 @@ def test_equal_experiments_have_equal_digests() -> None:
 
 WRONG_OPTIONS = {
     "--model.widht=3": r"unknown option model.widht \(did you mean model.width\?\): valid",
-    "--widht=3": r"unknown option widht: valid are name, seed, trainer, model\.\*, data\.\*",
+    "--widht=3": r"unknown option widht: valid are name, seed, trainer, seconds, model\.\*",
     "nonsense": "unknown option nonsense",
     "--model.width=abc": "^model.width = 'abc' is not valid: an integer$",
     "--model.heads=x": "^model.heads = 'x' is not valid: an integer or null$",
@@ -63,6 +63,8 @@ WRONG_OPTIONS = {
     "--optim.ema=1": "optim.ema = 1.0 is not valid: a number in",
     "--model.conditional=maybe": "model.conditional = 'maybe' is not valid: true or false",
     "--seed=-1": "seed = -1 is not valid: an integer in",
+    "--seconds=0": "seconds = 0.0 is not valid: a number above 0, or null",
+    "--seconds=soon": "seconds = 'soon' is not valid: a number or null",
     "--trainer=3": "trainer = '3' is not valid: a mapping",
     "--config=nowhere.yaml": "configuration file nowhere.yaml cannot be read: .*No such file",
     "--config": "--config needs a YAML file",

@@ -655,7 +655,7 @@ class Recorder(LightningModule):
     def __init__(self):
         super().__init__()
         self.layer = torch.nn.Linear(1, 1)
-        self.trained, self.validated, self.tested = [], [], []
+        self.trained, self.validated = [], []
 
     def training_step(self, batch, number):
         self.trained.append((self.current_epoch, number, numbers(batch)))
@@ -663,9 +663,6 @@ class Recorder(LightningModule):
 
     def validation_step(self, batch):
         self.validated += numbers(batch)
-
-    def test_step(self, batch):
-        self.tested += numbers(batch)
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=1e-9)
@@ -739,8 +736,6 @@ def test_lightning_resumes_with_the_next_epoch(run, hook, epoch):
 def test_lightning_evaluates_every_image_once(tmp_path):
     write_set(tmp_path)
     model, trainer = fit(tmp_path)
-    trainer.test(model, datamodule=trainer.datamodule, verbose=False)
-    assert model.tested == list(range(12))
     assert model.validated == numbers((trainer.datamodule.splits.val.pixels,)) * 3
 
 
@@ -758,8 +753,8 @@ def test_devices_get_their_share_of_the_trainer(tmp_path):
     parts = []
     for rank in range(2):
         data.trainer = SimpleNamespace(global_rank=rank, world_size=2, overfit_batches=0)
-        parts += [numbers(batch) for batch in data.test_dataloader()]
-    assert sorted(flat(parts)) == list(range(12))
+        parts += [numbers(batch) for batch in data.val_dataloader()]
+    assert sorted(flat(parts)) == sorted(numbers((data.splits.val.pixels,)))
 
 
 def test_images_are_read_once(monkeypatch):
@@ -768,7 +763,7 @@ def test_images_are_read_once(monkeypatch):
     monkeypatch.setitem(READERS, "mnist-5k", lambda data: reads.append(data) or splits)
     data = FlowData(Data("mnist-5k"), seed=0)
     data.setup("fit")
-    data.setup("test")
+    data.setup("validate")
     assert data.splits is splits
     assert len(reads) == 1
 

@@ -198,12 +198,14 @@ def test_features_that_are_not_finite_are_refused(side, name, value):
 
 
 def test_too_few_images_are_told_with_how_many_are_needed():
-    with pytest.raises(Unavailable, match=r"10 is too few for fid_digits: its 32 .* at least 33"):
-        check_counts("digits", 32, {"generated": 10, "test": 500})
-    with pytest.raises(Unavailable, match="32 test images are too few for fid_digits"):
-        check_counts("digits", 32, {"generated": 33, "test": 32})
-    check_counts("digits", 32, {"generated": 33, "test": 33})
-    with pytest.raises(Unavailable, match=r"evaluate\.samples = 6 is too few for fid_toy"):
+    with pytest.raises(
+        Unavailable, match=r"10 drawn are too few for fid_digits: its 32 .* at least 33"
+    ):
+        check_counts("digits", 32, {"drawn": 10, "real": 500})
+    with pytest.raises(Unavailable, match="32 real are too few for fid_digits"):
+        check_counts("digits", 32, {"drawn": 33, "real": 32})
+    check_counts("digits", 32, {"drawn": 33, "real": 33})
+    with pytest.raises(Unavailable, match="6 generated images are too few for fid_toy"):
         fidelity(noise(6), noise(50), "toy")
 
 
@@ -245,22 +247,30 @@ def test_metrics_are_named_by_the_extractor(splits, tmp_path):
 def test_the_floor_is_of_as_many_training_images_as_generated_ones(splits, tmp_path, count):
     found = measure(flat(), pictures(count), torch.full((count,), -1), splits, tmp_path).metrics
     train = splits.train.pixels[:count].flatten(1).double()
-    expected = fidelity(train, splits.test.pixels.flatten(1).double(), "toy", "training")
+    expected = fidelity(train, splits.test.pixels.flatten(1).double(), "toy")
     floor = {key.removesuffix("_toy_floor"): v for key, v in found.items() if "floor" in key}
     assert floor == pytest.approx(expected, rel=TOLERANCE["order of sums"])
 
 
-def test_too_few_training_images_are_no_floor(splits, tmp_path):
-    few = Images(splits.train.pixels[:5], splits.train.labels[:5])
-    with pytest.raises(Unavailable, match="5 training images are too few"):
-        measure(flat(), pictures(50), torch.zeros(50), replace(splits, train=few), tmp_path)
+@pytest.mark.parametrize("part", ["train", "test", "generated"])
+def test_too_few_images_are_told_before_all_are_looked_at(splits, tmp_path, part):
+    names = {"train": "training images", "test": "test images"}
+    name = names.get(part, r"generated images \(evaluate\.samples\)")
+    if part in names:
+        few = Images(getattr(splits, part).pixels[:5], getattr(splits, part).labels[:5])
+        splits = replace(splits, **{part: few})
+    extractor, count = flat(), 5 if part == "generated" else 50
+    with pytest.raises(Unavailable, match=f"5 {name} are too few for fid_toy: its 6 .* at least 7"):
+        measure(extractor, pictures(count), torch.zeros(count), splits, tmp_path)
+    assert sum(extractor.network.seen) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def images_seen(extractor, splits, cache, count=50):
-    """Images that the extractor has to look at, besides the generated ones."""
+    """Images that the extractor has to look at, besides the generated ones and one to size it."""
     before = sum(extractor.network.seen)
     measure(extractor, pictures(count), torch.full((count,), -1), splits, cache)
-    return sum(extractor.network.seen) - before - count
+    return sum(extractor.network.seen) - before - count - 1
 
 
 def test_real_images_are_looked_at_once(splits, tmp_path):

@@ -9,16 +9,20 @@ import pytest
 ROOT = Path(__file__).parents[1] / "flowbench"
 LAYERS = [
     ["errors"],
-    ["terminal", "means", "config"],
+    ["terminal", "means", "config", "space"],
     ["study"],
     ["transforms", "orders", "evaluation.likelihood"],
     ["vit"],
+    ["decoding"],
     ["flow"],
-    ["data", "evaluation", "tracking"],
+    ["data", "tracking"],
+    ["evaluation"],
     ["module", "progress"],
     ["callbacks", "checkpoint"],
     ["experiment"],
+    ["timing"],
     ["sweep", "report"],
+    ["bench"],
     ["__main__"],
 ]
 """Lowest first; a module imports from its own package and from the layers below."""
@@ -28,11 +32,11 @@ ONLY = {
     "optuna": ["sweep"],
     "mlflow": ["tracking"],
     "torch_fidelity": ["evaluation"],
-    "lightning": ["module", "callbacks", "data.module", "experiment", "progress"],
+    "lightning": ["module", "callbacks", "data.module", "experiment", "timing", "progress"],
     "jsonargparse": ["config"],
 }
-PURE = ["transforms", "vit", "orders", "flow", "evaluation.likelihood", "means"]
-LIGHT = ["errors", "terminal", "config", "study", "__main__"]
+PURE = ["transforms", "vit", "orders", "decoding", "flow", "evaluation.likelihood", "means"]
+LIGHT = ["errors", "terminal", "config", "space", "study", "__main__"]
 
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

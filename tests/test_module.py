@@ -12,12 +12,11 @@ from torch import nn
 
 from flowbench import callbacks
 from flowbench.checkpoint import load
-from flowbench.config import Experiment
+from flowbench.config import Experiment, Optim
 from flowbench.data.module import FlowData
 from flowbench.errors import UsageError
 from flowbench.evaluation.likelihood import bits_per_dim, objective
-from flowbench.experiment import run
-from flowbench.experiment import test as measure
+from flowbench.experiment import evaluate, run
 from flowbench.means import Means
 from flowbench.module import FlowModule
 from flowbench.tracking.store import Store
@@ -25,7 +24,9 @@ from flowbench.tracking.store import Store
 pytestmark = tiny.LIBRARIES
 
 
-def fitted(experiment: Experiment) -> tuple[FlowModule, Trainer, list[float]]:
+def fitted(
+    experiment: Experiment, *others: callbacks.Callback
+) -> tuple[FlowModule, Trainer, list[float]]:
     """A module after training, and the learning rate of each of its steps."""
     rates: list[float] = []
 
@@ -34,7 +35,7 @@ def fitted(experiment: Experiment) -> tuple[FlowModule, Trainer, list[float]]:
             rates.append(optimizer.param_groups[0]["lr"])
 
     module = FlowModule(experiment, (1, 28, 28), 10)
-    options = {**experiment.trainer, "limit_val_batches": 0, "callbacks": [Rates()]}
+    options = {**experiment.trainer, "limit_val_batches": 0, "callbacks": [Rates(), *others]}
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = Trainer(**options, **quiet, enable_model_summary=False)
     trainer.fit(module, datamodule=FlowData(experiment.data, experiment.seed))
@@ -64,6 +65,35 @@ def test_the_rate_warms_up_linearly_then_falls_as_a_cosine(
         assert rate == pytest.approx(expected, rel=1e-9), step
     assert len(rates) == total
     assert max(rates) == pytest.approx(high)
+
+
+@pytest.mark.parametrize("warmup_epochs", [0.0, 1.0])
+def test_under_a_budget_the_rate_follows_the_seconds(warmup_epochs: float) -> None:
+    high, low, seconds = 1e-3, 1e-5, 20
+    steps = 2 * tiny.BATCHES
+
+    class Clock(callbacks.Callback):
+        """Each step takes twice as long as the one before began with: 1 s, 3 s, 5 s, ..."""
+
+        def on_train_batch_end(self, trainer: Trainer, module: Any, *_: Any) -> None:
+            module.spent = trainer.global_step**2
+
+    experiment = tiny.experiment(
+        optim__lr=high,
+        optim__min_lr=low,
+        optim__warmup_epochs=warmup_epochs,
+        trainer__max_epochs=-1,
+        trainer__max_steps=steps,
+        seconds=seconds,
+    )
+    _, _, rates = fitted(experiment, Clock())
+    for step, rate in enumerate(rates):
+        spent = max(0, step - 1) ** 2  # a step's rate is set before the clock is read at its end
+        cosine = low + (high - low) * (1 + math.cos(math.pi * min(1, spent / seconds))) / 2
+        warmup = min(1, (step + 1) / (warmup_epochs * tiny.BATCHES + 1))
+        assert rate == pytest.approx(warmup * cosine, rel=1e-9), step
+    assert len(rates) == steps
+    assert rates[-1] == pytest.approx(low)
 
 
 def test_only_weights_of_linear_layers_decay() -> None:
@@ -110,6 +140,38 @@ def test_noise_follows_from_its_place_alone() -> None:
     assert correlation.abs().max() < 0.15
 
 
+def seen(share: float, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The images and labels that the flow is given in a training step."""
+    torch.manual_seed(0)
+    module = FlowModule(tiny.experiment(optim__label_dropout=share), (1, 28, 28), 10)
+    given: list[Any] = []
+    module.flow.register_forward_pre_hook(lambda _, arguments: given.append(arguments))
+    pixels = torch.zeros(1000, 1, 28, 28, dtype=torch.uint8)
+    module.training_step((pixels, torch.arange(1000) % 10), batch)
+    return given[0]
+
+
+def test_labels_are_hidden_by_chance_and_the_noise_stays_as_it_was() -> None:
+    images, y = seen(0.0, 3)
+    dropped_images, dropped = seen(0.3, 3)
+    assert torch.equal(y, torch.arange(1000) % 10)
+    assert torch.equal(dropped_images, images)
+    hidden = dropped != y
+    assert (dropped[hidden] == -1).all()
+    assert hidden.float().mean().item() == pytest.approx(0.3, abs=5 * (0.21 / 1000) ** 0.5)
+
+
+def test_hidden_labels_follow_from_their_place_alone() -> None:
+    assert torch.equal(seen(0.3, 3)[1], seen(0.3, 3)[1])
+    assert not torch.equal(seen(0.3, 3)[1], seen(0.3, 4)[1])
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, math.nan])
+def test_a_share_of_hidden_labels_is_in_its_range(share: float) -> None:
+    with pytest.raises(UsageError, match=r"optim.label_dropout = .* a number in \[0, 1\)"):
+        Optim(label_dropout=share)
+
+
 def test_sampling_in_between_does_not_change_the_training(tmp_path: Path) -> None:
     store = Store(tiny.results(tmp_path / "results"))
     without = run(tiny.experiment(), store).run_id
@@ -154,7 +216,7 @@ def test_means_go_on_from_a_checkpoint() -> None:
 def test_recorded_losses_are_means_over_all_images(tmp_path: Path) -> None:
     store = Store(tiny.results(tmp_path / "results"))
     options = {"data__batch": 300, "trainer__limit_val_batches": 1.0}  # 500 images: unequal shares
-    record = run(tiny.experiment(**options, trainer__limit_test_batches=1.0), store)
+    record = run(tiny.experiment(**options), store)
     module = load(store.checkpoint(record.run_id))
     val = FlowData(module.experiment.data, 0).splits.val
     noise = module._generator(2412, 0)
@@ -167,9 +229,8 @@ def test_recorded_losses_are_means_over_all_images(tmp_path: Path) -> None:
     loss = record.metrics["val/prior"] - record.metrics["val/logdet"]
     assert record.metrics["val/loss"] == pytest.approx(loss, abs=1e-6)
     assert record.metrics["val/bpd"] == pytest.approx(bits_per_dim(loss), abs=1e-5)
-    again = measure(store.checkpoint(record.run_id), draws=1)
+    again = evaluate(record.run_id, store, {})
     assert again["test/loss"] == pytest.approx(record.metrics["test/loss"], rel=1e-6)
-    assert measure(store.checkpoint(record.run_id), draws=2)["test/loss"] != again["test/loss"]
 
 
 # Checkpoints

@@ -5,64 +5,35 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from planted import EPOCHS, PLANTED, SEEDS, tables
 
 from flowbench.errors import UsageError
-from flowbench.report import Study, build, load
+from flowbench.report import Study, build, load, trained
 from flowbench.report.claims import claims
 from flowbench.report.cost import seconds_per_epoch
 from flowbench.report.curves import bpd, losses, over_seeds, term
 from flowbench.report.digits import digits
 from flowbench.report.document import Code, Paragraph, Table, html, markdown
-from flowbench.report.figures import NAMES, chosen, draw
 from flowbench.report.files import Recorded, complete, write
 from flowbench.report.page import page
+from flowbench.report.plates import Drawn, drawn
 from flowbench.report.seeds import cost, difference, interval, spread
 from flowbench.report.spline import KNOTS_X, KNOTS_Y, spline
 from flowbench.report.style import looks, save
 from flowbench.report.tables import mixed, run_table, summary
+from flowbench.report.trained import chosen
 
-TRANSFORMS, SEEDS, EPOCHS = ["affine", "rqs-4", "rqs-8"], 3, 6
 STUDY = Study(
     name="compare <quick>",
     question="Is a spline better than a line, at |x| < B & beyond?",
     expected="It is, at twice the cost.",
     command="python -m flowbench.report compare",
 )
-# What is planted, with next to no noise: prior, logdet and seconds per epoch of each transform.
-PLANTED = {"affine": (0.52, 2.9, 10.0), "rqs-4": (0.50, 2.7, 15.0), "rqs-8": (0.49, 2.6, 20.0)}
 
 
-def tables(
-    planted: dict[str, tuple[float, float, float]] = PLANTED, seeds: int = SEEDS, sd: float = 1e-3
-) -> Recorded:
-    generator = np.random.default_rng(0)
-    runs, history = [], []
-    for transform, (prior, logdet, seconds) in planted.items():
-        for seed in range(seeds):
-            run = f"{transform}-{seed}-{'0' * 8}"
-            own = {"run_id": run, "transform": transform, "seed": seed}
-            final = {}
-            for epoch in range(1, EPOCHS + 1):
-                left = np.exp(-(epoch - EPOCHS))
-                for stage in ("train", "val"):
-                    noise = generator.normal(0, sd, 2)
-                    final[f"{stage}/prior"] = prior + 0.001 * left + noise[0]
-                    final[f"{stage}/logdet"] = logdet - 0.01 * left + noise[1]
-                    loss = final[f"{stage}/prior"] - final[f"{stage}/logdet"]
-                    final |= {f"{stage}/loss": loss, f"{stage}/bpd": 5 + loss / np.log(2)}
-                taken = seconds * (1 + generator.normal(0, sd))
-                history.append(own | {"epoch": epoch, "seconds_per_epoch": taken} | final)
-            test = {f"test/{name}": final[f"val/{name}"] for name in ("loss", "prior", "bpd")}
-            runs.append(
-                own
-                | {"name": "compare", "status": "finished", "data": "mnist-5k", "noise": "uniform"}
-                | {"blocks": 4, "epochs": EPOCHS, "device": "None", "threads": 2, "torch": "2.10"}
-                | {"commit": "12e4567", "seconds_per_epoch": taken, **final, **test}
-            )
-    samples = {
-        name: generator.integers(0, 256, (2, 10, 8, 8, 1), dtype=np.uint8) for name in planted
-    }
-    return complete(Recorded(pd.DataFrame(runs), pd.DataFrame(history), samples))
+NOTHING = Drawn([], [])
+NAMES = [*trained.NAMES, "digits"]
+"""The figures of runs that were not evaluated."""
 
 
 @pytest.fixture
@@ -75,7 +46,7 @@ def verdicts(runs: pd.DataFrame) -> list[str]:
 
 
 def pages(recorded: Recorded) -> tuple[str, str]:
-    blocks = list(page(STUDY, recorded.runs, [], []))
+    blocks = list(page(STUDY, recorded.runs, NOTHING, NOTHING))
     return markdown("report", blocks), html("report", blocks, Path())
 
 
@@ -201,13 +172,13 @@ def test_summary_gives_mean_and_deviation_over_seeds(recorded: Recorded) -> None
 
 
 def test_unknown_columns_follow_and_missing_ones_are_dashes(recorded: Recorded) -> None:
-    runs = recorded.runs.drop(columns=["val/bpd", "parameters"]).assign(fid_digits=3.25)
+    runs = recorded.runs.drop(columns=["val/bpd", "parameters"]).assign(loops=3.25)
     runs = complete(recorded._replace(runs=runs)).runs
     table = summary(runs)
     row = dict(zip(table.header, table.rows[0], strict=True))
-    assert row["fid_digits"] == "3.250 ± 0.000"
+    assert row["loops"] == "3.250 ± 0.000"
     assert (row["val bits/dim"], row["parameters"]) == ("–", "–")
-    assert run_table(runs).header[-1] == "fid_digits"
+    assert run_table(runs).header[-1] == "loops"
 
 
 def test_a_metric_that_some_seeds_lack_says_how_many_have_it(recorded: Recorded) -> None:
@@ -279,7 +250,7 @@ def test_one_seed_has_no_band() -> None:
 
 
 def test_digits_are_labelled_by_class_and_transform(recorded: Recorded) -> None:
-    figure = digits(recorded.samples)
+    figure = digits(recorded.samples, classes=True)
     assert [axes.get_ylabel() for axes in figure.axes] == ["affine", "RQS K=4", "RQS K=8"]
     ticks = [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
     assert ticks == [str(digit) for digit in range(10)]
@@ -305,7 +276,7 @@ def test_figures_show_finished_runs_only(
     monkeypatch.setattr("flowbench.report.style.save", lambda *_: None)
     status = recorded.runs["status"].where(recorded.runs["transform"] != "rqs-8", "failed")
     runs = recorded.runs.assign(status=status)
-    pictures, _ = draw(Recorded(runs, recorded.history, {}), tmp_path, "png", None)
+    pictures, _ = drawn(trained.plates(recorded._replace(runs=runs), None), tmp_path, "png")
     assert "RQS K=4" in pictures[0].alt
     assert not any("K=8" in picture.alt + picture.caption for picture in pictures)
 
@@ -351,7 +322,7 @@ def test_a_failed_report_leaves_the_earlier_one(
     def fails(*_: object) -> str:
         raise RuntimeError
 
-    monkeypatch.setattr("flowbench.report.figures.draw", lambda *_: ([], []))
+    monkeypatch.setattr("flowbench.report.plates.drawn", lambda *_: NOTHING)
     monkeypatch.setattr("flowbench.report.document.html", fails)
     with pytest.raises(RuntimeError):
         build(STUDY, recorded, tmp_path)
@@ -434,7 +405,7 @@ def test_runs_left_out_are_counted_and_named(recorded: Recorded) -> None:
 def test_mixed_runs_are_told(recorded: Recorded) -> None:
     runs = recorded.runs.copy()
     runs.loc[0, "device"] = "cuda"
-    blocks = list(page(STUDY, runs, [], []))
+    blocks = list(page(STUDY, runs, NOTHING, NOTHING))
     warnings = [block for block in blocks if isinstance(block, Paragraph) and "Mixed" in block.lead]
     assert "device: cuda (1 run), None (8 runs)" in warnings[0].text
 

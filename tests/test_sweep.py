@@ -1,55 +1,48 @@
-"""A study: what is missing is run, once, whatever happened before."""
+"""The life of a trial, in one process: what is run and told, what an end of any kind leaves."""
 
+import math
 import shutil
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+import studies
 import tiny
 import torch
-import yaml
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.pruners import BasePruner, ThresholdPruner
 
 from flowbench.errors import Interrupted, UsageError
 from flowbench.module import FlowModule
-from flowbench.study import StudyFile, read
-from flowbench.sweep import sweep
-from flowbench.tracking.store import Store
-from flowbench.tracking.tables import children, study_parent
+from flowbench.study import StudyFile
+from flowbench.sweep import parent, trial
+from flowbench.sweep.heartbeat import Heartbeat
+from flowbench.sweep.parent import journal, sweep
+from flowbench.sweep.places import END, OVERHEAD, OWNER, PLACE, Places
+from flowbench.sweep.stop import Stop
+from flowbench.sweep.storage import Storage
+from flowbench.sweep.studies import PARENT_RUN
+from flowbench.tracking.provenance import STARTED, owner
+from flowbench.tracking.store import PARENT, Store, StoreError
 
 pytestmark = tiny.LIBRARIES
-
-
-def study(directory: Path, **changes: Any) -> StudyFile:
-    base: dict[str, Any] = {}
-    for key, value in tiny.OPTIONS.items():
-        group, _, name = key.rpartition(".")
-        base.setdefault(group, {})[name] = value
-    base["trainer"]["max_epochs"] = 1
-    grid = {"model.transform": ["affine", "additive"], "seed": [0, 1]}
-    content = {
-        "question": "Which?",
-        "expected": "This one.",
-        "cost": {"quick": "seconds"},
-        "base": base,
-        "grid": grid,
-        "scales": {"quick": {}},
-        **changes,
-    }
-    file = directory / "which.yaml"
-    file.write_text(yaml.safe_dump(content))
-    return read(file)
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of a whole study."""
     directory = tmp_path_factory.mktemp("swept")
-    sweep(study(directory), Store(tiny.results(directory / "results")))
+    studies.run(studies.study(directory), Store(tiny.results(directory / "results")))
     return directory / "results"
+
+
+@pytest.fixture
+def copy(swept: Path, tmp_path: Path) -> Store:
+    """A copy of these, to be changed."""
+    return Store(Path(shutil.copytree(swept, tmp_path / "results")))
 
 
 @pytest.fixture
@@ -57,204 +50,351 @@ def store(tmp_path: Path) -> Store:
     return Store(tiny.results(tmp_path / "results"))
 
 
-def states(store: Store) -> list[str]:
-    """States of Optuna's trials, in order."""
-    journal = JournalStorage(JournalFileBackend(str(store.results / "optuna" / "which.log")))
-    (name,) = optuna.get_all_study_names(storage=journal)
-    return [
-        trial.state.name for trial in optuna.load_study(study_name=name, storage=journal).trials
-    ]
+@pytest.fixture
+def two(tmp_path: Path) -> StudyFile:
+    """A grid of two points."""
+    return studies.study(tmp_path, seeds=[0])
 
 
-def statuses(store: Store) -> list[str]:
-    """Statuses of the recorded runs, in the order in which they were started."""
-    return list(reversed(tiny.runs(store).values()))
-
-
-def parent_status(store: Store) -> str:
-    return str(study_parent(store, "which").info.status)
-
-
-def assert_complete(store: Store, points: int = 4) -> None:
-    """Every point has one finished run; Optuna and MLflow agree; nothing is open."""
-    parent = study_parent(store, "which")
-    chosen = children(store, parent.info.run_id)
-    assert [run.info.status for run in chosen] == ["FINISHED"] * points
-    assert statuses(store).count("FINISHED") == states(store).count("COMPLETE") == points
-    assert "RUNNING" not in statuses(store) + states(store)
-    assert parent.info.status == "FINISHED"
-
-
-def test_every_point_is_run_in_the_grids_order(swept: Path) -> None:
-    store = Store(swept)
-    assert_complete(store)
-    runs = list(reversed(store.search("tags.`flowbench.role` = 'trial'")))
-    named = [(run.data.params["model.transform"], run.data.params["seed"]) for run in runs]
-    assert named == [("affine", "0"), ("affine", "1"), ("additive", "0"), ("additive", "1")]
-    parent = study_parent(store, "which")
-    for number, run in enumerate(runs):
-        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert run.data.tags["flowbench.trial"] == str(number)
-    assert parent.data.tags["flowbench.question"] == "Which?"
-    assert [found.path for found in store.client.list_artifacts(parent.info.run_id)] == [
-        "which.yaml"
-    ]
-
-
-def test_a_complete_study_runs_nothing_again(swept: Path, tmp_path: Path) -> None:
-    store = Store(swept)
-    before = tiny.runs(store)
-    parent = study_parent(store, "which").info.run_id
-    assert sweep(study(tmp_path), store) == parent
-    assert tiny.runs(store) == before
-    assert_complete(store)
-
-
-def test_a_changed_study_is_another_one(swept: Path, tmp_path: Path) -> None:
-    results = shutil.copytree(swept, tmp_path / "results")
-    store = Store(results)
-    before = study_parent(store, "which").info.run_id
-    changed = study(tmp_path, grid={"seed": [7]})
-    assert sweep(changed, store) != before
-    assert len(tiny.runs(store)) == 5
-
-
-def test_a_stopped_study_goes_on_where_it_was(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stops = iter([False, True])
+@contextmanager
+def during(act: Callable[[FlowModule, int], Any]) -> Iterator[pytest.MonkeyPatch]:
+    """Do something at the start of every training step inside."""
     step = FlowModule.training_step
 
     def patched(self: FlowModule, batch: Any, batch_idx: int) -> Any:
-        if batch_idx == 3 and next(stops, False):
-            signal.raise_signal(signal.SIGTERM)
+        act(self, batch_idx)
         return step(self, batch, batch_idx)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(FlowModule, "training_step", patched)
-        with pytest.raises(Interrupted):
-            sweep(study(tmp_path), store)
-    assert statuses(store) == ["FINISHED", "KILLED"]
-    assert states(store)[:2] == ["COMPLETE", "FAIL"]
-    assert parent_status(store) == "KILLED"
-    before = list(tiny.runs(store))
+        yield patch
 
-    sweep(study(tmp_path), store)
-    assert_complete(store)
+
+def statuses(store: Store, made: Places) -> list[str]:
+    return [run.info.status for run in studies.recorded(store, made)]
+
+
+def as_if_killed(made: Places, number: int) -> None:
+    """Leave a running trial as one whose process is dead."""
+    made.storage.backend.set_trial_user_attr(made.id(number), OWNER, {**owner(), STARTED: "0.50"})
+
+
+# Without disturbance
+
+
+def test_every_point_is_run_in_the_grids_order(copy: Store, tmp_path: Path) -> None:
+    made = studies.run(studies.study(tmp_path), copy)
+    studies.assert_complete(copy, made)
+    runs = studies.recorded(copy, made)
+    named = [(run.data.params["model.transform"], run.data.params["seed"]) for run in runs]
+    assert named == [("affine", "0"), ("additive", "0"), ("affine", "1"), ("additive", "1")]
+    for number, run in enumerate(runs):
+        tags = run.data.tags
+        assert tags["mlflow.parentRunId"] == made.trials.user_attrs[PARENT_RUN]
+        assert (tags["flowbench.role"], tags["flowbench.study"]) == ("trial", "which")
+        assert (tags["optuna.trial"], tags["flowbench.workers"]) == (str(number), "1")
+        assert made.trials.trials[number].values == [run.data.metrics["val/loss"]]
+
+
+def test_a_complete_study_runs_nothing_again(copy: Store, tmp_path: Path) -> None:
+    which = studies.study(tmp_path)
+    before = tiny.runs(copy)
+    run_id = sweep(which, copy)
+    assert tiny.runs(copy) == before
+    assert copy.get(run_id).info.status == "FINISHED"
+
+
+def test_what_a_trial_costs_beside_its_work_is_measured(copy: Store, tmp_path: Path) -> None:
+    made = studies.run(studies.study(tmp_path), copy)
+    for attempt in made.last_attempts():
+        assert attempt.duration
+        assert 0 < attempt.user_attrs[OVERHEAD] < attempt.duration.total_seconds()
+    # The first one opens files and warms up; no trial's cost may grow with their number.
+    assert all(attempt.user_attrs[OVERHEAD] < 2 for attempt in made.last_attempts()[1:])
+
+
+def test_a_search_runs_a_trial_once_for_every_seed(store: Store, tmp_path: Path) -> None:
+    objectives = {"val/bpd": "minimize", "images_per_second": "maximize"}
+    options = {**studies.SEARCH, "sampler": "tpe", "trials": 2, "seeds": [0, 1]}
+    scales = {"quick": {"trainer": {"max_epochs": 3}}}
+    made = studies.run(
+        studies.study(tmp_path, **options, objectives=objectives, scales=scales), store
+    )
+    studies.assert_complete(store, made)
+    for attempt in made.last_attempts():
+        runs = [
+            run
+            for run in studies.recorded(store, made)
+            if run.data.tags["optuna.trial"] == str(attempt.number)
+        ]
+        assert [run.data.params["seed"] for run in runs] == ["0", "1"]
+        bpd = [run.data.metrics["val/bpd"] for run in runs]
+        assert attempt.values[0] == pytest.approx(sum(bpd) / 2, rel=1e-12)
+        rates = []
+        for run in runs:
+            history = store.client.get_metric_history(run.info.run_id, "images_per_second")
+            second, third = sorted(point.value for point in history if point.step > 1)
+            rates.append((second + third) / 2)
+        assert attempt.values[1] == pytest.approx(sum(rates) / 2, rel=1e-12)
+
+
+def test_a_study_without_validation_goes_by_its_training_loss(store: Store, tmp_path: Path) -> None:
+    scales = {"quick": {"trainer": {"limit_val_batches": 0}}}
+    which = studies.study(tmp_path, space={"model.transform": ["affine"]}, scales=scales)
+    made = studies.run(which, store)
+    (run,) = studies.recorded(store, made)
+    assert made.last_attempts()[0].values == [run.data.metrics["train/loss"]]
+
+
+# Stopped and killed
+
+
+def test_a_stopped_study_goes_on_where_it_was(store: Store, tmp_path: Path) -> None:
+    which = studies.study(tmp_path)
+    stops = iter([False, True])
+
+    def stop(_: FlowModule, batch: int) -> None:
+        if batch == 3 and next(stops, False):
+            signal.raise_signal(signal.SIGTERM)
+
+    with during(stop), pytest.raises(Interrupted):
+        studies.run(which, store)
+    before = tiny.runs(store)
+    assert sorted(before.values()) == ["FINISHED", "KILLED"]
+
+    made = studies.run(which, store)
+    studies.assert_complete(store, made)
+    assert studies.states(made) == ["COMPLETE", "FAIL", *["COMPLETE"] * 3]
+    assert made.trials.trials[1].user_attrs[END] == "stopped"
     assert len(tiny.runs(store)) == 4  # the stopped run went on as itself
-    assert set(before) < set(tiny.runs(store))
+    again = next(r for r in studies.recorded(store, made) if "optuna.retry_of" in r.data.tags)
+    assert before[again.info.run_id] == "KILLED"
+    assert (again.data.tags["optuna.retry_of"], again.data.tags["optuna.trial"]) == ("1", "4")
+
+
+def test_a_killed_trial_goes_on_from_its_checkpoint(store: Store, two: StudyFile) -> None:
+    """As after kill -9: nobody has told anything, and the run looks as if it were going on."""
+
+    def stop(_: FlowModule, batch: int) -> None:
+        if batch == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with during(stop) as patch:
+        patch.setattr(trial.Trials, "_tell", lambda *_: None)
+        with pytest.raises(Interrupted):
+            studies.run(two, store)
+    ((run_id, _),) = tiny.runs(store).items()
+    store.client.update_run(run_id, status="RUNNING")
+    as_if_killed(studies.places(two, Storage(journal(two, store.results))), 0)
+
+    made = studies.run(two, store)
+    studies.assert_complete(store, made)
+    assert studies.states(made) == ["FAIL", "COMPLETE", "COMPLETE"]
+    assert len(tiny.runs(store)) == 2
+    assert store.get(run_id).data.tags["optuna.retry_of"] == "0"
+
+
+def test_a_killed_trial_without_a_checkpoint_is_begun_again(store: Store, two: StudyFile) -> None:
+    """As where the checkpoint is on another machine."""
+
+    def stop(_: FlowModule, batch: int) -> None:
+        if batch == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    with during(stop), pytest.raises(Interrupted):
+        studies.run(two, store)
+    ((left, _),) = tiny.runs(store).items()
+    store.checkpoint(left).unlink()
+    made = studies.run(two, store)
+    studies.assert_complete(store, made)
+    assert store.get(left).info.status == "KILLED"
+    assert store.get(left).data.tags["optuna.retried_as"] == "2"
+    assert store.get(left).data.tags["optuna.state"] == "FAIL"
+    assert len(tiny.runs(store)) == 3
 
 
 def test_a_run_that_was_finished_before_optuna_knew_is_not_run_again(
-    swept: Path, tmp_path: Path
+    copy: Store, tmp_path: Path
 ) -> None:
-    results = shutil.copytree(swept, tmp_path / "results")
-    shutil.rmtree(results / "optuna")
-    store = Store(results)
-    before = tiny.runs(store)
-    sweep(study(tmp_path), store)
-    assert tiny.runs(store) == before
-    assert_complete(store)
+    which = studies.study(tmp_path)
+    before = tiny.runs(copy)
+    Path(journal(which, copy.results)).unlink()
+    made = studies.run(which, copy)
+    assert tiny.runs(copy) == before
+    studies.assert_complete(copy, made)
 
 
-def test_a_trial_left_open_by_a_kill_is_run_again(
-    swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_signal_between_runs_ends_the_worker_with_all_told(
+    store: Store, two: StudyFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    results = shutil.copytree(swept, tmp_path / "results")
-    store = Store(results)
-    journal = JournalStorage(JournalFileBackend(str(results / "optuna" / "which.log")))
-    (name,) = optuna.get_all_study_names(storage=journal)
-    shutil.rmtree(results / "optuna")
-    trials = optuna.create_study(
-        study_name=name,
-        storage=JournalStorage(JournalFileBackend(str(_made(results / "optuna") / "which.log"))),
+    stop = Stop()
+    tell = trial.Trials._tell
+
+    def told(self: trial.Trials, *args: Any) -> None:
+        stop._on_signal(signal.SIGINT, None)
+        tell(self, *args)
+
+    monkeypatch.setattr(trial.Trials, "_tell", told)
+    made = studies.run(two, store, stop)
+    assert studies.states(made) == ["COMPLETE", "WAITING"]
+    studies.assert_agreement(store, made)
+
+
+def test_what_is_left_open_at_the_end_is_closed(copy: Store, tmp_path: Path) -> None:
+    """A process may die between Optuna and the tag, or at the last of its tries."""
+    which = studies.study(tmp_path)
+    made = studies.run(which, copy)
+    first, second, *_ = studies.recorded(copy, made)
+    copy.tag(first.info.run_id, {"optuna.state": "RUNNING"})
+    tags = {PARENT: made.trials.user_attrs[PARENT_RUN], "optuna.trial": "99"}
+    tags |= {"flowbench.role": "trial", "flowbench.digest": "x", "optuna.state": "RUNNING"}
+    left = copy.start("which", "left", tags)
+    sweep(which, copy)
+    assert copy.get(first.info.run_id).data.tags["optuna.state"] == "COMPLETE"
+    assert second.data.tags["optuna.state"] == "COMPLETE"
+    assert copy.get(left).info.status == "KILLED"
+    assert copy.get(left).data.tags["optuna.state"] == "FAIL"
+
+
+def test_a_trial_that_was_taken_over_is_given_up(
+    store: Store, two: StudyFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = studies.places(two, Storage(journal(two, store.results)))
+
+    def take(_: FlowModule, batch: int) -> None:
+        if batch == 1:
+            made.storage.backend.set_trial_user_attr(made.id(0), END, "died")
+            made.trials.tell(0, state=optuna.trial.TrialState.FAIL)
+        if batch >= 1:
+            signal.pause() if batch == 2 else None  # until the beat finds out
+
+    monkeypatch.setattr(
+        trial, "Heartbeat", lambda backend, trial_id: Heartbeat(backend, trial_id, 0.2)
     )
-    trials.ask()  # killed before it had any parameters
-    trials.enqueue_trial({"model.transform": "affine", "seed": 0})
-    monkeypatch.setattr("flowbench.sweep.say", lambda _: None)
-    sweep(study(tmp_path), store)
-    assert states(store) == ["FAIL", *["COMPLETE"] * 4]
-    assert_complete(store)
+    with during(take):
+        studies.run(two, store)
+    assert studies.states(made)[0] == "FAIL"
+    assert statuses(store, made) == ["KILLED"]
 
 
-def _made(directory: Path) -> Path:
-    directory.mkdir()
-    return directory
+# Failed and pruned
 
 
-def test_a_failed_run_is_left_out_and_tried_again_the_next_time(
+def diverging(self: FlowModule, _: int) -> None:
+    if self.experiment.model.transform == "affine":
+        with torch.no_grad():
+            self.flow.blocks[1].network.proj_in.weight.fill_(torch.nan)
+
+
+def test_a_failed_run_is_left_out_and_tried_again_by_the_next_command(
     store: Store,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    two: StudyFile,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    step = FlowModule.training_step
+    with during(diverging):
+        made = studies.run(two, store)
+    assert statuses(store, made) == ["FAILED", "FINISHED"]
+    assert studies.states(made) == ["FAIL", "COMPLETE"]
+    studies.assert_agreement(store, made)
+    assert "diverged at step 0 (epoch 1)" in made.trials.trials[0].user_attrs["error"]
+    assert "trial 0 failed: diverged at step 0 (epoch 1)" in capsys.readouterr().err
+    failed, _ = studies.recorded(store, made)
+    artifacts = [found.path for found in store.client.list_artifacts(failed.info.run_id)]
+    assert "traceback.txt" in artifacts
+    parent._conclude(made)
+    assert "1 of 2 trials failed and are left out; the last: diverged" in capsys.readouterr().err
 
-    def diverges(self: FlowModule, batch: Any, batch_idx: int) -> Any:
-        if self.experiment.model.transform == "affine" and self.experiment.seed == 1:
-            with torch.no_grad():
-                self.flow.blocks[1].network.proj_in.weight.fill_(torch.nan)
-        return step(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(FlowModule, "training_step", diverges)
-        sweep(study(tmp_path), store)
-    assert statuses(store) == ["FINISHED", "FAILED", "FINISHED", "FINISHED"]
-    assert states(store) == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
-    assert parent_status(store) == "FINISHED"
-    told = capsys.readouterr().err
-    assert "[2/4] affine seed 1 failed: diverged at step 0 (epoch 1)" in told
-    assert "first in block 1 of 2" in told
-    assert "1 of 4 runs failed" in told
-    failed = next(run_id for run_id, status in tiny.runs(store).items() if status == "FAILED")
-    assert "traceback.txt" in [found.path for found in store.client.list_artifacts(failed)]
-
-    sweep(study(tmp_path), store)
-    assert_complete(store)
-    assert len(tiny.runs(store)) == 5
+    again = studies.run(two, store)
+    studies.assert_complete(store, again)
+    assert len(tiny.runs(store)) == 3
 
 
-def test_a_study_whose_runs_all_fail_has_failed(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_too_many_failures_stop_a_study(store: Store, tmp_path: Path) -> None:
+    which = studies.study(tmp_path, failures=0.2)
+    with during(diverging):
+        made = studies.run(which, store)
+    assert studies.states(made) == ["FAIL", *["WAITING"] * 3]
+    told = r"1 of 4 trials of study which failed, more than failures = 0.2 allows; the last: diverg"
+    with pytest.raises(UsageError, match=told):
+        parent._conclude(made)
+
+
+def test_a_value_that_is_not_finite_is_a_failure(
+    store: Store, two: StudyFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial.Trials, "_measured", lambda *_: [math.inf])
+    made = studies.run(two, store)
+    assert studies.states(made) == ["FAIL", "FAIL"]
+    assert made.trials.trials[0].user_attrs["error"] == "val/loss = inf is not finite"
+
+
+def test_an_error_of_the_process_asks_for_a_new_one(store: Store, two: StudyFile) -> None:
+    """A device may be left in any state, and whatever comes next would fail too."""
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access")
+
+    with during(fails):
+        made = studies.run(two, store)
+    assert studies.states(made) == ["FAIL", "WAITING"]
+
+
+def test_a_store_that_fails_is_not_the_trials_fault(
+    store: Store, two: StudyFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*_: Any) -> None:
-        raise ValueError("no")
+        raise StoreError("the tracking store is away")
 
-    monkeypatch.setattr(FlowModule, "training_step", fails)
-    with pytest.raises(UsageError, match="every run of study which failed"):
-        sweep(study(tmp_path, grid={"seed": [0]}), store)
-    assert parent_status(store) == "FAILED"
-
-
-def test_a_study_that_is_being_run_is_refused(store: Store, tmp_path: Path) -> None:
-    which = study(tmp_path)
-    tags = {"flowbench.role": "study", "flowbench.study": "which"}
-    parent = store.start("which", "which", {**tags, "flowbench.digest": which.digest()})
-    with pytest.raises(UsageError, match=r"which is being run by process \d+ on .*: wait"):
-        sweep(which, store)
-    assert store.get(parent).info.status == "RUNNING"
-    assert tiny.runs(store) == {}
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "describe", fails)
+        with pytest.raises(StoreError):
+            studies.run(two, store)
+    made = studies.run(two, store)
+    assert [attempt.state.name for attempt in made.last_attempts()] == ["COMPLETE"] * 2
+    assert made.count().failed == 0
 
 
-def test_a_damaged_journal_is_told_and_can_be_moved_away(swept: Path, tmp_path: Path) -> None:
-    results = shutil.copytree(swept, tmp_path / "results")
-    journal = results / "optuna" / "which.log"
-    journal.write_text('{"half a li\n' + journal.read_text())
-    with pytest.raises(UsageError, match=r"which.log cannot be read: .*move it away"):
-        sweep(study(tmp_path), Store(results))
-    journal.unlink()
-    sweep(study(tmp_path), Store(results))
-    assert_complete(Store(results))
+def test_what_promises_little_is_stopped_and_marked(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def strict(_: StudyFile) -> BasePruner:
+        return ThresholdPruner(upper=-100.0, n_warmup_steps=2)
+
+    monkeypatch.setattr("flowbench.sweep.studies.pruner", strict)
+    options = {**studies.SEARCH, "trials": 1, "pruner": "median", "seeds": [0, 1]}
+    which = studies.study(tmp_path, **options, scales={"quick": {"trainer": {"max_epochs": 5}}})
+    made = studies.run(which, store)
+    (pruned,) = made.last_attempts()
+    assert (pruned.state.name, pruned.last_step) == ("PRUNED", 2)
+    (run,) = studies.recorded(store, made)
+    assert (run.info.status, run.data.tags["optuna.state"]) == ("KILLED", "PRUNED")
+    assert run.data.tags["flowbench.pruned"] == "true"
+    assert not any(key.startswith("test/") for key in run.data.metrics)
+    assert made.over()
+
+    # Killed before Optuna knew, it is told as pruned, not trained on.
+    made.trials.enqueue_trial(pruned.params, user_attrs={PLACE: 0, "try": 2, "retry_of": 0})
+    studies.run(which, store)
+    assert studies.states(made) == ["PRUNED", "PRUNED"]
+    assert len(tiny.runs(store)) == 1
 
 
-def test_a_study_without_validation_runs(store: Store, tmp_path: Path) -> None:
-    scales = {"quick": {"trainer": {"limit_val_batches": 0}}}
-    sweep(study(tmp_path, grid={"seed": [0]}, scales=scales), store)
-    assert_complete(store, points=1)
+# What cannot be run
 
 
-def test_a_study_that_asks_for_several_devices_is_refused(store: Store, tmp_path: Path) -> None:
-    scales = {"quick": {"trainer": {"devices": 2}}}
-    with pytest.raises(UsageError, match=r"trainer\.devices = 2 is not valid in a study"):
-        sweep(study(tmp_path, scales=scales), store)
+@pytest.mark.parametrize(
+    ("changes", "options", "told"),
+    [
+        ({"scales": {"quick": {"trainer": {"devices": 2}}}}, {}, r"trainer\.devices = 2 is not"),
+        ({}, {"trials": 3}, "--trials 3 is not valid: this study is a grid of 4 points"),
+        ({"mode": "timing"}, {"workers": 2}, "--workers 2 is not valid: .*alone"),
+        ({}, {"storage": "mysql://host/x"}, "mysql://host/x is not valid"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(
+    store: Store, tmp_path: Path, changes: dict[str, Any], options: dict[str, Any], told: str
+) -> None:
+    changes = {"scales": {"quick": {"trainer": {"max_epochs": 2}}}, **changes}
+    with pytest.raises(UsageError, match=told):
+        sweep(studies.study(tmp_path, **changes), store, **options)
     assert store.search("") == []

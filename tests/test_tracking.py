@@ -1,12 +1,15 @@
 """The store: what is recorded of a run, whose it is, and what becomes of it."""
 
+import json
 import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import tiny
 import yaml
@@ -16,7 +19,7 @@ from flowbench.config import build
 from flowbench.errors import UsageError
 from flowbench.experiment import Record, run
 from flowbench.tracking import tables
-from flowbench.tracking.provenance import is_orphan, owner
+from flowbench.tracking.provenance import is_gone, is_local, is_orphan, owner
 from flowbench.tracking.store import Store
 
 pytestmark = tiny.LIBRARIES
@@ -63,7 +66,7 @@ def test_the_tags_say_where_the_numbers_come_from(store: Store, record: Record) 
 
 
 def test_samples_are_recorded_as_images_and_as_numbers(store: Store, record: Record) -> None:
-    for name in ("epoch_0001.png", "epoch_0002.png", "final.png"):
+    for name in ("epoch_0001.png", "epoch_0002.png", "samples.png"):
         with Image.open(artifact(store, record.run_id, f"samples/{name}")) as image:
             assert image.size == (10 * 30 + 2, 30 + 2)
     images = np.load(artifact(store, record.run_id, "samples.npy"))
@@ -90,9 +93,33 @@ def test_tables_hold_a_row_a_run_and_a_row_an_epoch(store: Store, record: Record
 
 
 def test_a_process_owns_its_runs_as_long_as_it_lives() -> None:
-    assert not is_orphan(owner())
-    assert is_orphan({**owner(), "flowbench.process_started": "1.00"})
-    assert not is_orphan({**owner(), "flowbench.host": "elsewhere", "flowbench.pid": "1"})
+    mine = owner()
+    assert is_local(mine)
+    assert not is_gone(mine)
+    assert not is_orphan(mine)
+    later = {**mine, "flowbench.process_started": "1.00"}  # another process had this number
+    assert is_gone(later)
+    assert is_orphan(later)
+
+
+@pytest.mark.parametrize("key", ["host", "boot", "pid_namespace"])
+def test_a_process_that_is_counted_elsewhere_cannot_be_told_from_here(key: str) -> None:
+    elsewhere = {**owner(), f"flowbench.{key}": "another", "flowbench.process_started": "1.00"}
+    assert not is_local(elsewhere)
+    assert not is_gone(elsewhere)
+    assert is_orphan(elsewhere) == (key == "boot")  # this machine has been started again
+
+
+def test_a_dead_process_that_nobody_has_asked_for_is_gone() -> None:
+    code = (
+        "import json; from flowbench.tracking.provenance import owner; print(json.dumps(owner()))"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        named = json.loads(process.stdout.readline())
+        while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+            time.sleep(0.01)
+        assert is_gone(named)
 
 
 def test_runs_of_killed_processes_are_closed(tmp_path: Path) -> None:

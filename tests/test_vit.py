@@ -1,13 +1,16 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from flowbench.errors import UsageError
-from flowbench.vit import Cache, CausalTransformer, _short_attention
+from flowbench.vit import CausalTransformer, _fused_attention, _short_attention
 
 T, D, OUTPUTS, CLASSES = 5, 3, 4, 6
 LABELS = torch.tensor([0, 5, -1])
+SIZES = [(1,) * T, (2, 3), (T,)]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 5e-2}
 
 every_head_count = pytest.mark.parametrize("heads", [1, 2], ids=["1 head", "2 heads"])
@@ -25,12 +28,19 @@ def network(heads: int = 2, classes: int = CLASSES, **more: object) -> CausalTra
     return made
 
 
-def stepped(net: CausalTransformer, x: Tensor, y: Tensor | None) -> Tensor:
-    cache = Cache(net, len(x))
-    embedded = net.embed_class(y)
-    return torch.cat(
-        [net.step(x[:, t : t + 1], net.pos_embed, embedded, cache) for t in range(x.shape[1])], 1
-    )
+def stepped(
+    net: CausalTransformer,
+    x: Tensor,
+    y: Tensor | None,
+    sizes: tuple[int, ...] = (1,) * T,
+    temperature: Tensor | None = None,
+) -> Tensor:
+    """Outputs for so many tokens at a time."""
+    cache = net.cache(len(x))
+    embedding = (net.pos_embed + net.embed_class(y)).expand(len(x), -1, -1)
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    parts = zip(x.split(list(sizes), 1), starts, strict=True)
+    return torch.cat([net.step(part, embedding, cache, t, temperature) for part, t in parts], 1)
 
 
 @every_head_count
@@ -57,6 +67,51 @@ def test_cached_steps_are_the_full_pass(heads: int, classes: int, dtype: torch.d
         torch.testing.assert_close(
             stepped(net, x, y), net(x, net.pos_embed, y), rtol=0, atol=TOLERANCE[dtype]
         )
+
+
+@every_head_count
+@pytest.mark.parametrize("sizes", [(5,), (2, 3), (1, 3, 1), (4, 1)], ids=str)
+def test_any_steps_are_the_full_pass(heads: int, sizes: tuple[int, ...]) -> None:
+    net = network(heads).double()
+    x = torch.randn(3, T, D, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            stepped(net, x, LABELS, sizes), net(x, net.pos_embed, LABELS), rtol=0, atol=1e-12
+        )
+
+
+def test_a_step_taken_again_replaces_what_the_cache_knew() -> None:
+    net = network().double()
+    x = torch.randn(3, T, D, dtype=torch.float64)
+    with torch.no_grad():
+        cache, embedding = net.cache(3), net.pos_embed + net.embed_class(LABELS)
+        net.step(x[:, :1], embedding, cache, 0)
+        net.step(torch.randn(3, 4, D, dtype=torch.float64), embedding, cache, 1)
+        net.step(x[:, 1:3], embedding, cache, 1)
+        last = net.step(x[:, 3:], embedding, cache, 3)
+        full = net(x, net.pos_embed, LABELS)
+    torch.testing.assert_close(last, full[:, 3:], rtol=0, atol=1e-12)
+
+
+def test_temperature_divides_the_logits_of_its_sequences() -> None:
+    net = network().double()
+    x = torch.randn(3, T, D, dtype=torch.float64)
+    temperature = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+    with torch.no_grad():
+        got = [stepped(net, x, LABELS, sizes, temperature.view(3, 1, 1, 1)) for sizes in SIZES]
+        plain = net(x, net.pos_embed, LABELS)
+        for i, each in enumerate(temperature.tolist()):
+            for layer in net.layers:  # a query of half the size has half the logits
+                query = layer.attention.qkv
+                query.weight[: net.width] /= each
+                query.bias[: net.width] /= each
+            expected = net(x, net.pos_embed, LABELS)[i]
+            for outputs in got:
+                torch.testing.assert_close(outputs[i], expected, rtol=0, atol=1e-12)
+            assert each == 1 or (expected - plain[i]).abs().max() > 1e-3
+            for layer in net.layers:
+                layer.attention.qkv.weight[: net.width] *= each
+                layer.attention.qkv.bias[: net.width] *= each
 
 
 def test_a_shorter_input_gives_the_same_first_outputs() -> None:
@@ -144,10 +199,12 @@ def test_a_wrong_argument_is_told(wrong: dict[str, object], message: str) -> Non
 
 
 @every_head_count
-def test_attention_is_torchs_causal_attention(heads: int) -> None:
+@pytest.mark.parametrize("n", [1, 3, 7])
+@pytest.mark.parametrize("attention", [_short_attention, _fused_attention])
+def test_attention_of_the_last_tokens_is_causal(attention: Any, n: int, heads: int) -> None:
     q, k, v = torch.randn(3, 4, heads, 7, 8, dtype=torch.float64).requires_grad_().unbind(0)
-    got = _short_attention(q, k, v)
-    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    got = attention(q[:, :, -n:], k, v)
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)[:, :, -n:]
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
     weight = torch.randn_like(got)
     torch.testing.assert_close(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flowbench.config import Experiment, build
+from flowbench.evaluation import protocol
 from flowbench.module import FlowModule
 from flowbench.tracking.store import Store
 
@@ -24,10 +25,12 @@ OPTIONS = {
     "data.batch": 100,
     "evaluate.samples_every": 0,
     "evaluate.samples_per_class": 1,
+    "evaluate.draws": 1,
+    "evaluate.bayes": 0,
+    "evaluate.samples": 0,
     "trainer.max_epochs": 2,
     "trainer.limit_train_batches": 6,
     "trainer.limit_val_batches": 2,
-    "trainer.limit_test_batches": 1,
     "trainer.accelerator": "cpu",
 }
 LIBRARIES = [
@@ -36,7 +39,7 @@ LIBRARIES = [
 ]
 """``pytestmark`` of the modules that run experiments."""
 BATCHES = OPTIONS["trainer.limit_train_batches"]
-TIMES = {"seconds_per_epoch", "images_per_second"}
+TIMES = {"seconds_per_epoch", "images_per_second", "evaluation/seconds"}
 
 
 def experiment(**options: Any) -> Experiment:
@@ -103,7 +106,16 @@ def same(a: Any, b: Any) -> bool:
 def at(
     monkeypatch: pytest.MonkeyPatch, stage: str, epoch: int, batch: int, act: Callable[[], Any]
 ) -> None:
-    """Do something once, at the start of a training, validation or test step (from 0)."""
+    """Do something once, at the start of a training or validation step (from 0), or of the test."""
+    if stage == "test":
+        evaluate = protocol.evaluate
+
+        def acting(*arguments: Any) -> protocol.Evaluation:
+            act()
+            return evaluate(*arguments)
+
+        monkeypatch.setattr(protocol, "evaluate", acting)
+        return
     name = f"{stage}_step"
     step = getattr(FlowModule, name)
     done = []

@@ -47,10 +47,6 @@ class FlowData(LightningDataModule):
         """Every image for validation once."""
         return self._batches(self.splits.val, shuffle=False)
 
-    def test_dataloader(self) -> Batches:
-        """Every image of the test once."""
-        return self._batches(self.splits.test, shuffle=False)
-
     def _batches(self, images: Images, shuffle: bool) -> Batches:
         rank = getattr(self.trainer, "global_rank", 0)
         world = getattr(self.trainer, "world_size", 1)

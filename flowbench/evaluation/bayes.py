@@ -13,7 +13,7 @@ from torchmetrics.functional.classification import (
 )
 
 from flowbench.data.images import Images
-from flowbench.errors import UsageError
+from flowbench.errors import Diverged, UsageError
 from flowbench.evaluation.likelihood import Dequantise, place_generator
 from flowbench.flow import Flow
 
@@ -54,7 +54,8 @@ def classify(
         batch: Images in a batch, in which each one is once for every class.
 
     Raises:
-        UsageError: The flow or the images have no classes, or no density of an image is finite.
+        UsageError: The flow or the images have no classes.
+        Diverged: No density of an image is finite.
     """
     if not flow.classes or images.labels is None:
         raise UsageError(
@@ -70,7 +71,7 @@ def classify(
         log_prob.append(of_all.cpu().double().unflatten(0, (len(x), flow.classes)))
     posterior = torch.cat(log_prob).softmax(1)
     if broken := int(posterior.isnan().any(1).sum()):
-        raise UsageError(
+        raise Diverged(
             f"classification by Bayes' rule: {broken} of {len(posterior)} log-densities are not "
             f"finite; valid are finite ones under every label"
         )

@@ -124,8 +124,8 @@ def extractor(splits: Splits, name: str, cache: Path, recipe: Recipe = RECIPE) -
     """
     if splits.train.labels is None or splits.test.labels is None:
         raise Unavailable(
-            f"FID and KID are skipped: they rest on a classifier, and the images of {name} have no "
-            f"classes to train one on"
+            f"FID and KID rest on a classifier, and the images of {name} have no classes to train "
+            f"one on"
         )
     suffix = "digits" if name in ("mnist", "mnist-5k") else name.replace("-", "_")
     given = {"pixels": splits.train.pixels, "labels": splits.train.labels}

@@ -70,11 +70,18 @@ def measure(
         Unavailable: There are too few images on a side.
         UsageError: Features are not finite, or the cache cannot be written.
     """
-    suffix, real = extractor.suffix, splits.test
+    suffix, real, train = extractor.suffix, splits.test, splits.train.pixels[: len(pixels)]
+    counts = {
+        "generated images (evaluate.samples)": len(pixels),
+        "training images": len(train),
+        "test images": len(real),
+    }
+    # Before all the others are looked at, which can take hours.
+    check_counts(suffix, extractor.features(real.pixels[:1]).shape[1], counts)
     outputs = extractor.outputs(pixels)
     test = _test_features(extractor, real.pixels, cache)
     found = fidelity(outputs[extractor.layer], test, suffix)
-    floor = _floor(extractor, splits, len(pixels), test, cache)
+    floor = _floor(extractor, train, test, cache)
     metrics = {
         **{f"{key}_{suffix}": value for key, value in found.items()},
         **{f"{key}_{suffix}_floor": value for key, value in floor.items()},
@@ -93,7 +100,10 @@ def measure(
 
 
 def fidelity(
-    generated: Tensor, real: Tensor, suffix: str, side: str = "generated"
+    generated: Tensor,
+    real: Tensor,
+    suffix: str,
+    sides: tuple[str, str] = ("generated images", "test images"),
 ) -> dict[str, float]:
     """FID, mean KID over subsets, precision and recall of features; the same at every call.
 
@@ -105,7 +115,7 @@ def fidelity(
         generated: Features, float64 ``[N, D]``.
         real: Features, float64 ``[M, D]``.
         suffix: What the errors call the features.
-        side: What they call the images in the place of generated ones.
+        sides: What they call the images that are compared.
 
     Raises:
         Unavailable: There are too few images on a side.
@@ -117,12 +127,12 @@ def fidelity(
         GANs* (2018), https://arxiv.org/abs/1801.01401; Kynkäänniemi et al., *Improved Precision and
         Recall Metric for Assessing Generative Models* (2019), https://arxiv.org/abs/1904.06991
     """
-    sides = {side: generated, "test": real}
-    check_counts(suffix, generated.shape[1], {key: len(each) for key, each in sides.items()})
-    for key, features in sides.items():
+    named = dict(zip(sides, (generated, real), strict=True))
+    check_counts(suffix, generated.shape[1], {side: len(each) for side, each in named.items()})
+    for side, features in named.items():
         # Precision and recall of NaN would look plausible.
         if broken := int((~features.isfinite().all(1)).sum()):
-            of = f"{broken} of {len(features)} {key} images"
+            of = f"{broken} of {len(features)} {side}"
             raise UsageError(
                 f"fid_{suffix} cannot be computed: the features of {of} are not finite"
             )
@@ -154,10 +164,8 @@ def check_counts(suffix: str, dims: int, counts: dict[str, int]) -> None:
     least = max(dims, NEIGHBOURS) + 1
     for side, number in counts.items():
         if number < least:
-            ours = f"evaluate.samples = {number} is"
-            few = ours if side == "generated" else f"{number} {side} images are"
             needed = f"its {dims} features need at least {least}"
-            raise Unavailable(f"{few} too few for fid_{suffix}: {needed}")
+            raise Unavailable(f"{number} {side} are too few for fid_{suffix}: {needed}")
 
 
 def kid_subset(generated: int, real: int) -> int:
@@ -188,16 +196,16 @@ def _test_features(extractor: Extractor, pixels: Tensor, cache: Path) -> Tensor:
     return features
 
 
-def _floor(
-    extractor: Extractor, splits: Splits, count: int, test: Tensor, cache: Path
-) -> dict[str, float]:
-    train = splits.train.pixels[:count]
+def _floor(extractor: Extractor, train: Tensor, test: Tensor, cache: Path) -> dict[str, float]:
+    """Compare training images, uint8 pixels, with the features of the test images."""
     settings = {**PRC, "kid_subsets": KID_SUBSETS, "kid_subset": KID_SUBSET}
     key = digest({"train": train, "test": test, **_identity(extractor), **settings})[:16]
-    path = cache / f"floor-{extractor.suffix}-{key}.pt"
-    return cached(
-        path, lambda: fidelity(extractor.features(train), test, extractor.suffix, "training")
-    )
+
+    def make() -> dict[str, float]:
+        sides = "training images", "test images"
+        return fidelity(extractor.features(train), test, extractor.suffix, sides)
+
+    return cached(cache / f"floor-{extractor.suffix}-{key}.pt", make)
 
 
 def _identity(extractor: Extractor) -> dict[str, str]:

@@ -32,8 +32,8 @@ def extractor(weights: Path | None = None) -> Extractor:
     path = weights or Path(torch.hub.get_dir()) / "checkpoints" / FILE
     if weights is None and not path.exists():
         raise Unavailable(
-            f"fid_inception and kid_inception are skipped: they need {FILE} of torch-fidelity's "
-            f"release v0.2.0, in {path.parent} or named by evaluate.inception_weights"
+            f"fid_inception and kid_inception need {FILE} of torch-fidelity's release v0.2.0, in "
+            f"torch's directory hub/checkpoints or named by evaluate.inception_weights"
         )
     try:
         # torch-fidelity would run any code that a file of weights has in it.

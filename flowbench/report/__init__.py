@@ -7,8 +7,8 @@ from flowbench.errors import UsageError
 from flowbench.report.study import Study
 
 if TYPE_CHECKING:
-    from flowbench.report.figures import Format
     from flowbench.report.files import Recorded
+    from flowbench.report.plates import Format
 
 __all__ = ["Study", "build", "load"]
 
@@ -26,7 +26,7 @@ def build(
 
     Args:
         study: What the study asks.
-        recorded: Its runs, their history and samples.
+        recorded: Its runs, their history, samples and evaluation.
         out: Directory for all files, made where it is missing.
         format: pdf writes every figure as PDF besides the PNG that the pages show.
         run: Run whose own curves are drawn; none for the best.
@@ -38,8 +38,9 @@ def build(
         UsageError: No run is finished, ``run`` is not one of them, an indispensable column is
             missing, or ``out`` cannot be written to.
     """
-    from flowbench.report import document, figures, files
+    from flowbench.report import document, evaluated, files, trained
     from flowbench.report.page import page
+    from flowbench.report.plates import drawn
 
     recorded = files.complete(recorded)
     if not (recorded.runs["status"] == "finished").any():
@@ -51,20 +52,23 @@ def build(
         study.write(staging)
         files.write(recorded, staging)
         recorded = files.load(staging)  # so that what is drawn is what can be drawn again
-        pictures, left_out = figures.draw(recorded, staging, format, run)
-        blocks = list(page(study, recorded.runs, pictures, left_out))
+        training = drawn(trained.plates(recorded, run), staging, format)
+        evaluation = drawn(evaluated.plates(recorded), staging, format)
+        blocks = list(page(study, recorded.runs, training, evaluation))
         (staging / "report.md").write_text(document.markdown(title, blocks), encoding="utf-8")
         (staging / "report.html").write_text(
             document.html(title, blocks, staging), encoding="utf-8"
         )
         names = sorted(path.name for path in staging.iterdir())
-    for stale in {f"{name}.{kind}" for name in figures.NAMES for kind in ("png", "pdf")} - {*names}:
+    figures = [*trained.NAMES, *evaluated.NAMES]
+    ours = {f"{name}.{kind}" for name in figures for kind in ("png", "pdf")}
+    for stale in (ours | {f"{name}.csv" for name in files.EVALUATION}) - {*names}:
         (out / stale).unlink(missing_ok=True)
     return [out / name for name in names]
 
 
 def load(directory: Path) -> "Recorded":
-    """Read back the runs, history and samples of a report, exactly as they were written.
+    """Read back what a report rests on, exactly as it was written.
 
     Raises:
         UsageError: A file is missing or lacks an indispensable column.

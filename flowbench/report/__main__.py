@@ -46,11 +46,13 @@ def _read(name: str, results: Path, directory: Path | None) -> tuple[Study, Reco
         say(f"{name} is not in the store; made again from {directory}/*.csv")
         return Study.load(directory), load(directory)
     tags = parent.data.tags
-    runs, history = tables.read(store, tables.children(store, parent.info.run_id))
+    children = tables.children(store, parent.info.run_id)
+    runs, history = tables.read(store, children)
     study = Study(
         name, tags["flowbench.question"], tags["flowbench.expected"], tags["flowbench.command"]
     )
-    return study, Recorded(runs, history, tables.samples(store, runs))
+    evaluation = tables.evaluation(store, children)
+    return study, Recorded(runs, history, tables.samples(store, runs), evaluation)
 
 
 if __name__ == "__main__":

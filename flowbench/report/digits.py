@@ -1,4 +1,4 @@
-"""Figure of samples: every class from every transform, unselected."""
+"""Figures of generated images, unselected: of every class, by way of sampling, block by block."""
 
 from collections.abc import Mapping
 
@@ -7,48 +7,76 @@ from matplotlib.figure import Figure
 
 from flowbench.report import style
 from flowbench.report.labels import label, ordered
+from flowbench.report.sheets import Sheet, pages
 
-_GAP = 2  # white pixels between images
-_LEFT, _TOP, _BETWEEN = 0.25, 0.36, 0.08  # inches, for a group's name, the classes, two groups
+PLAIN, GUIDED, DENOISED, TRAJECTORY = "", "guided", "denoised", "trajectory"
+"""Kinds of images of a transform: its draws as they come, and what the key has behind a slash."""
+WAYS = {PLAIN: "Plain", GUIDED: "Guided", DENOISED: "Denoised"}
+"""Ways to draw from a flow and the same noise."""
+_SHOWN = 3  # rows of images of a transform
+
+
+def of_kind(samples: Mapping[str, np.ndarray], kind: str) -> dict[str, np.ndarray]:
+    """The images of one kind, by transform in reading order."""
+    pairs = ((key.partition("/"), images) for key, images in samples.items())
+    found = {name: images for (name, _, own), images in pairs if own == kind}
+    return {name: found[name] for name in ordered(found)}
 
 
 @style.context()
-def digits(samples: Mapping[str, np.ndarray]) -> Figure:
-    """Samples of the classes (columns), in a labelled group of rows for each transform.
+def digits(samples: Mapping[str, np.ndarray], classes: bool) -> Figure:
+    """Images of the classes (columns), in a named sheet for each transform.
 
     Args:
-        samples: For each transform an array ``[rows, classes, H, W, C]`` of uint8, of one shape.
+        samples: Images by transform and kind.
+        classes: Whether columns are classes.
     """
-    names = ordered(samples)
-    columns = 1 if len(names) <= 4 else 2  # more than four would not fit the height of a page
-    deep = -(-len(names) // columns)
-    _, classes, _, pixels, _ = samples[names[0]].shape
-    sheets = [_sheet(samples[name]) for name in names]
-    width = style.COLUMN - _LEFT - 0.03
-    height = width * sheets[0].shape[0] / sheets[0].shape[1]
-    page = (columns * style.COLUMN, _TOP + deep * (height + _BETWEEN))
-    figure = Figure(figsize=page)
-    for place, (name, sheet) in enumerate(zip(names, sheets, strict=True)):
-        column, row = divmod(place, deep)
-        x, y = column * style.COLUMN + _LEFT, page[1] - _TOP - row * (height + _BETWEEN) - height
-        axes = figure.add_axes((x / page[0], y / page[1], width / page[0], height / page[1]))
-        axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
-        axes.set(ylabel=label(name), xticks=[], yticks=[])
-        axes.spines[:].set_visible(False)
-        axes.grid(visible=False)
-        if row == 0:
-            axes.set_xticks([(pixels + _GAP) * c + pixels / 2 - 0.5 for c in range(classes)])
-            axes.set_xticklabels([str(c) for c in range(classes)])
-            axes.tick_params(length=0, pad=1, top=True, labeltop=True, labelbottom=False)
-            axes.set_xlabel("Class")
-            axes.xaxis.set_label_position("top")
-    return figure
+    plain = of_kind(samples, PLAIN)
+    sheets = [Sheet(images[:_SHOWN], _name(name)) for name, images in plain.items()]
+    deep = len(sheets) if len(sheets) <= 4 else -(-len(sheets) // 2)  # four fill a page's height
+    columns = [sheets[:deep], sheets[deep:]] if deep < len(sheets) else [sheets]
+    return pages(columns, ["Class" if classes else ""] * len(columns), classes)
 
 
-def _sheet(images: np.ndarray) -> np.ndarray:
-    """The images beside and below each other, white between them: ``[height, width, C]``."""
-    padding = ((0, 0), (0, 0), (0, _GAP), (0, _GAP), (0, 0))
-    padded = np.pad(images, padding, constant_values=255)
-    rows, classes, height, width, channels = padded.shape
-    sheet = padded.transpose(0, 2, 1, 3, 4).reshape(rows * height, classes * width, channels)
-    return sheet[:-_GAP, :-_GAP]
+@style.context()
+def sampling(samples: Mapping[str, np.ndarray], classes: bool) -> Figure:
+    """The same noise sampled in several ways (columns of sheets) for each transform that has them.
+
+    Args:
+        samples: Images by transform and kind.
+        classes: Whether columns are classes.
+    """
+    ways = {way: of_kind(samples, way) for way in WAYS}
+    names = ordered([*ways[GUIDED], *ways[DENOISED]])
+    shown = {way: found for way, found in ways.items() if set(found) & set(names)}
+    columns = []
+    for found in shown.values():
+        first = found is ways[PLAIN]
+        blank = np.full_like(next(iter(found.values()))[:_SHOWN], 255)
+        images = {name: found.get(name, blank)[:_SHOWN] for name in names}
+        columns.append([Sheet(images[name], _name(name) if first else "") for name in names])
+    return pages(columns, [WAYS[way] for way in shown], classes)
+
+
+@style.context()
+def trajectories(samples: Mapping[str, np.ndarray], classes: bool) -> Figure:
+    """From noise to image through the blocks (rows), a sheet a transform.
+
+    Args:
+        samples: Images by transform and kind.
+        classes: Whether columns are classes.
+    """
+    found = of_kind(samples, TRAJECTORY)
+    sheets = [Sheet(steps, _name(name), _steps(len(steps))) for name, steps in found.items()]
+    across = min(3, len(sheets))
+    columns = [sheets[place::across] for place in range(across)]
+    return pages(columns, ["Class" if classes else ""] * across, classes)
+
+
+def _name(transform: str) -> str:
+    return label(transform).replace(" + ", " +\n")
+
+
+def _steps(count: int) -> list[str]:
+    """Names of the noise and of what each block makes of it, the last to be undone first."""
+    return ["noise", *(f"{block}" for block in reversed(range(count - 1)))]

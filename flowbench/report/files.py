@@ -1,4 +1,4 @@
-"""The recorded runs as files: two CSV tables and an archive of samples, exact both ways."""
+"""The recorded runs as files: CSV tables and an archive of samples, exact both ways."""
 
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -18,11 +18,27 @@ LOSSES = [f"{stage}/{term}" for stage in ("train", "val", "test") for term in ("
 ]
 # Read as text even where they look like numbers: the commit 12e4567, the version 2.10.
 TEXT = ["run_id", "name", "scale", "status", "transform", "data", "noise"]
-TEXT += ["device", "torch", "lightning", "flowbench", "commit", "started"]
+TEXT += ["device", "torch", "lightning", "flowbench", "commit", "started", "skipped"]
 NUMBERS = ["bins", "blocks", "layers", "width", "patch", "seed", "epochs", "batch", "parameters"]
-NUMBERS += [*LOSSES, "seconds_per_epoch", "images_per_second", "seconds", "threads"]
+NUMBERS += [*LOSSES, "seconds_per_epoch", "images_per_second", "seconds", "threads", "classes"]
+NUMBERS += [f"test/{name}" for name in ("draws", "bpd_se", "bpd_iw", "nll", "nll_se")]
+NUMBERS += [f"bayes/{name}" for name in ("accuracy", "ece", "images")]
+NUMBERS += [f"fidelity/{name}" for name in ("samples", "real", "kid_subset")]
+NUMBERS += [f"patches/{name}" for name in ("ratio", "ratio_low", "ratio_high")]
 KNOWN = [*TEXT, *NUMBERS]
 """The columns of the table of runs; others may follow, and any but the indispensable may miss."""
+EXTRACTOR = "extractor_"
+"""The column ``extractor_<suffix>`` has the hash of the weights that ``fid_<suffix>`` rests on."""
+
+EVALUATION = {
+    "patches": ["run_id", "patch", "row", "column"],
+    "positions": ["run_id", "block", "position", "logdet"],
+    "confusion": ["run_id", "label", "predicted", "count"],
+    "calibration": ["run_id", "confidence", "accuracy", "count"],
+}
+"""The further tables, each a file where some run has it, and their indispensable columns."""
+PATCHES = ["bpd", "nll", "distance", "floor"]
+"""What a row of ``patches`` may tell, by the run's noise and by what was evaluated."""
 
 
 class Recorded(NamedTuple):
@@ -33,7 +49,13 @@ class Recorded(NamedTuple):
     history: pd.DataFrame
     """A row a run and epoch."""
     samples: dict[str, np.ndarray]
-    """For each transform the first draws of its best run, ``[rows, classes, H, W, C]``, uint8."""
+    """For each transform the first draws of its best run, ``[rows, classes, H, W, C]``, uint8.
+
+    Where the run has them, ``<transform>/guided`` and ``<transform>/denoised`` from the same noise,
+    and ``<transform>/trajectory``: ``[blocks + 1, classes, H, W, C]``, the noise first.
+    """
+    evaluation: dict[str, pd.DataFrame]
+    """The tables named in ``EVALUATION``, each empty where no run has it."""
 
 
 def complete(recorded: Recorded) -> Recorded:
@@ -42,17 +64,24 @@ def complete(recorded: Recorded) -> Recorded:
     Raises:
         UsageError: A table lacks a column without which nothing can be said.
     """
-    runs, history, samples = recorded
+    runs, history, samples, evaluation = recorded
+    evaluation = {
+        name: evaluation.get(name, pd.DataFrame(columns=columns))
+        for name, columns in EVALUATION.items()
+    }
     for name, table, needed in (
         (RUNS, runs, ["run_id", "status", "transform", "seed"]),
         (HISTORY, history, ["run_id", "epoch"]),
+        *((f"{name}.csv", table, EVALUATION[name]) for name, table in evaluation.items()),
     ):
         if missing := [column for column in needed if column not in table]:
             raise UsageError(f"{name} lacks {', '.join(missing)}: it needs {', '.join(needed)}")
     metrics = [name for name in LOSSES if not name.startswith("test/")]
     runs = runs.reindex(columns=_with(runs.columns, KNOWN))
     history = history.reindex(columns=_with(history.columns, [*metrics, "seconds_per_epoch"]))
-    return Recorded(runs, history, samples)
+    patches = evaluation["patches"]
+    evaluation["patches"] = patches.reindex(columns=_with(patches.columns, PATCHES))
+    return Recorded(runs, history, samples, evaluation)
 
 
 def _with(columns: Iterable[str], wanted: list[str]) -> list[str]:
@@ -60,14 +89,17 @@ def _with(columns: Iterable[str], wanted: list[str]) -> list[str]:
 
 
 def write(recorded: Recorded, directory: Path) -> None:
-    """Write the three files, from which ``load`` and every figure can be rebuilt."""
+    """Write the files from which ``load`` and every figure can be rebuilt."""
     recorded.runs.to_csv(directory / RUNS, index=False)
     recorded.history.to_csv(directory / HISTORY, index=False)
+    for name, table in recorded.evaluation.items():
+        if len(table):
+            table.to_csv(directory / f"{name}.csv", index=False)
     np.savez_compressed(directory / SAMPLES, allow_pickle=False, **recorded.samples)
 
 
 def load(directory: Path) -> Recorded:
-    """Read the three files back, every digit of them.
+    """Read the files back, every digit of them; those of the evaluation where they are.
 
     Raises:
         UsageError: A file is missing or lacks an indispensable column.
@@ -79,13 +111,26 @@ def load(directory: Path) -> Recorded:
     except FileNotFoundError as error:
         wanted = f"{RUNS}, {HISTORY} and {SAMPLES}"
         raise UsageError(f"{error.filename} does not exist: a report has {wanted}") from error
-    return complete(Recorded(runs, history, samples))
+    paths = {name: directory / f"{name}.csv" for name in EVALUATION}
+    evaluation = {name: _read(path) for name, path in paths.items() if path.exists()}
+    return complete(Recorded(runs, history, samples, evaluation))
+
+
+def is_hash(column: str) -> bool:
+    """Whether a column of the table of runs holds the hash of a feature extractor.
+
+    Example:
+        >>> is_hash("extractor_digits"), is_hash("extractor_digits/accuracy")
+        (True, False)
+    """
+    return column.startswith(EXTRACTOR) and "/" not in column
 
 
 def _read(path: Path) -> pd.DataFrame:
     # Only an empty cell is missing: a name may well be "None" or "NA".
-    types = dict.fromkeys(TEXT, "str")
     try:
+        columns = pd.read_csv(path, nrows=0).columns
+        types = dict.fromkeys([*TEXT, *filter(is_hash, columns)], "str")
         return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
     except ValueError as error:
         raise UsageError(f"{path} is not a table of runs: {error}".replace("\n", " ")) from error

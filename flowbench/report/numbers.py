@@ -36,10 +36,15 @@ def confidence(value: Interval, unit: str, places: int = 3, sign: str = "+") -> 
         '+0.500 nats/dim (+0.400 to +0.600; n = 3)'
         >>> confidence(Interval(0.5, float("nan"), float("nan"), 1), "nats/dim")
         '+0.500 nats/dim (n = 1, no interval)'
+        >>> confidence(Interval(1.5, 1.4, 1.6, 1), "", places=1, sign="-")
+        '1.5 (1.4 to 1.6 within the run; n = 1)'
     """
     low, mean, high = (number(x, places, sign) for x in (value.low, value.mean, value.high))
-    limits = f"{low} to {high}; n = {value.n}" if value.n > 1 else f"n = {value.n}, no interval"
-    return f"{mean} {unit} ({limits})" if value.n else MISSING
+    within = " within the run" if value.n == 1 else ""
+    limits = f"{low} to {high}{within}; n = {value.n}"
+    if math.isnan(value.low):
+        limits = f"n = {value.n}, no interval"
+    return f"{mean} {unit}".strip() + f" ({limits})" if value.n else MISSING
 
 
 def plain(value: Any) -> str:

@@ -1,30 +1,31 @@
-"""The page of a study, block by block: question, answer, tables, figures, making, limits."""
+"""The page of a study, block by block: question, answer, training, evaluation, making, limits."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pandas as pd
 
 from flowbench.report import tables
 from flowbench.report.answer import answer
 from flowbench.report.claims import RULES, UNCORRECTED, claims
-from flowbench.report.document import Block, Bullets, Code, Heading, Paragraph, Picture
+from flowbench.report.document import Block, Bullets, Code, Heading, Paragraph
+from flowbench.report.extractors import extractors
 from flowbench.report.labels import label
 from flowbench.report.numbers import plain
+from flowbench.report.plates import Drawn
+from flowbench.report.scores import scores
 from flowbench.report.seeds import finished
 from flowbench.report.study import Study
 
 
-def page(
-    study: Study, runs: pd.DataFrame, pictures: Sequence[Picture], left_out: Sequence[str]
-) -> Iterator[Block]:
+def page(study: Study, runs: pd.DataFrame, training: Drawn, evaluation: Drawn) -> Iterator[Block]:
     """The contents of a report.
 
     Args:
         study: Its words.
         runs: All its recorded runs.
-        pictures: Its figures.
-        left_out: A sentence for each figure that could not be drawn.
+        training: The figures of the training.
+        evaluation: The figures of the evaluation.
     """
     judged = claims(runs)
     yield Paragraph(study.question, lead="Question.")
@@ -43,11 +44,11 @@ def page(
     for name, rule in RULES.items():
         yield Paragraph(rule, lead=f"Rule: {name}.")
     yield Paragraph(UNCORRECTED)
-    yield Heading("Figures")
-    for number, picture in enumerate(pictures, start=1):
-        yield dataclasses.replace(picture, caption=f"Figure {number}. {picture.caption}")
-    if left_out:
-        yield Bullets(left_out)
+    yield Heading("Training")
+    yield from _figures(training, first=1)
+    yield Heading("Evaluation")
+    yield from scores(runs)
+    yield from _figures(evaluation, first=1 + len(training.pictures))
     yield Heading("Runs")
     yield Paragraph(_census(runs))
     yield tables.run_table(runs)
@@ -58,6 +59,13 @@ def page(
     yield Code(study.command)
     yield Heading("What they do not show")
     yield Bullets(list(_limits(runs)))
+
+
+def _figures(drawn: Drawn, first: int) -> Iterator[Block]:
+    for number, picture in enumerate(drawn.pictures, start=first):
+        yield dataclasses.replace(picture, caption=f"Figure {number}. {picture.caption}")
+    if drawn.left_out:
+        yield Bullets(drawn.left_out)
 
 
 def _census(runs: pd.DataFrame) -> str:
@@ -82,7 +90,10 @@ def _warning(runs: pd.DataFrame) -> Iterator[Paragraph]:
         yield Paragraph(
             f"The finished runs differ in more than transform and seed ({told}). Differences and "
             "ratios pair runs that agree in their settings, and ratios of time also in device, "
-            "threads and torch; means by transform and the figures pool all of them.",
+            "threads and torch; means by transform and the figures pool all of them, but for maps "
+            "over patches, blocks and classes, which rest on the settings of each transform's best "
+            "run, and for scores by extractor, which are kept apart by its weights and the numbers "
+            "of images.",
             lead="Mixed runs.",
         )
 
@@ -106,7 +117,13 @@ def _limits(runs: pd.DataFrame) -> Iterator[str]:
     )
     yield "All transforms share one set of optimiser settings, tuned for none of them."
     yield "Times hold for the machine named above; elsewhere their ratio may differ."
-    yield "Likelihood is not sample quality: the samples are shown, not scored by these losses."
+    if extractors(runs):
+        yield (
+            "FID, KID, precision and recall see what their extractor sees; they compare with no "
+            "value from another extractor, other weights or another number of images."
+        )
+    else:
+        yield "Likelihood is not sample quality: the samples are shown, not scored by these losses."
     if runs["val/bpd"].isna().any() and runs["test/bpd"].isna().any():
         yield (
             "Runs without uniform noise have no bits per dimension, and their losses compare only "

@@ -75,5 +75,34 @@ def difference(
 def cost(runs: pd.DataFrame, transform: str, baseline: str) -> Interval:
     """Ratio of seconds per epoch, paired by seed on one machine: geometric mean and interval."""
     logs = runs.assign(log=np.log(runs["seconds_per_epoch"]))
-    log = difference(logs, "log", transform, baseline, equal=[*SETTINGS, *MACHINE])
+    return _ratio(difference(logs, "log", transform, baseline, equal=[*SETTINGS, *MACHINE]))
+
+
+def patch_ratio(runs: pd.DataFrame, transform: str) -> Interval:
+    """Patch quality at the edge divided by that inside: geometric mean over seeds and interval.
+
+    The interval of a single run is its own, over groups of images: it says nothing of other seeds.
+    """
+    own = runs[runs["transform"] == transform].dropna(subset=["patches/ratio"])
+    if len(own) == 1:
+        mean, low, high = (
+            float(own[f"patches/ratio{end}"].iloc[0]) for end in ("", "_low", "_high")
+        )
+        return Interval(mean, low, high, 1)
+    logs = np.log(own["patches/ratio"])
+    return _ratio(interval(logs.groupby(own["seed"], dropna=False).mean()))
+
+
+def _ratio(log: Interval) -> Interval:
     return Interval(math.exp(log.mean), math.exp(log.low), math.exp(log.high), log.n)
+
+
+def alike(runs: pd.DataFrame) -> pd.DataFrame:
+    """The finished runs with the settings of their transform's best (lowest ``val/loss``).
+
+    Maps over patches or blocks have a mean only over runs that have the same patches and blocks.
+    """
+    runs = finished(runs)
+    best = runs.sort_values("val/loss").drop_duplicates("transform")
+    keys = ["transform", *SETTINGS]
+    return runs.merge(best[keys], on=keys)

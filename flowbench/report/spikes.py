@@ -5,11 +5,21 @@ import pandas as pd
 FENCE = 10.0
 
 
+def fences(values: pd.Series) -> tuple[float, float]:
+    """The limits beyond which a value lies far off.
+
+    That is more than ten times the interquartile range from the nearer quartile.
+    """
+    low, high = values.quantile(0.25), values.quantile(0.75)
+    reach = FENCE * (high - low)
+    return low - reach, high + reach
+
+
 def without_spikes(history: pd.DataFrame, metrics: list[str]) -> tuple[pd.DataFrame, str]:
     """Blank the epochs' values that lie far off, and say which: nothing is left out in silence.
 
-    Far off is more than ten times the interquartile range of all runs and epochs from the nearer
-    quartile, as a loss is that one image drives to 10⁸ for one epoch.
+    Far off is what lies beyond the fences of all runs and epochs, as a loss does that one image
+    drives to 10⁸ for one epoch.
 
     Args:
         history: A row a run and epoch.
@@ -22,9 +32,8 @@ def without_spikes(history: pd.DataFrame, metrics: list[str]) -> tuple[pd.DataFr
     told = []
     for metric in metrics:
         values = history[metric]
-        low, high = values.quantile(0.25), values.quantile(0.75)
-        reach = FENCE * (high - low)
-        far = (values < low - reach) | (values > high + reach)
+        low, high = fences(values)
+        far = (values < low) | (values > high)
         drawn.loc[far, metric] = float("nan")
         told += [
             f"{row[metric]:.3g} ({metric}, {row['transform']} seed {row['seed']:.0f}, "

@@ -6,7 +6,8 @@ import pandas as pd
 
 from flowbench.report.claims import Claim
 from flowbench.report.document import Table
-from flowbench.report.files import KNOWN
+from flowbench.report.extractors import is_score
+from flowbench.report.files import KNOWN, is_hash
 from flowbench.report.labels import AFFINE, label, ordered
 from flowbench.report.numbers import MISSING, measured, number, plain
 from flowbench.report.seeds import cost, finished, spread
@@ -53,33 +54,48 @@ _MADE = {
     "flowbench": "flowbench",
     "commit": "commit",
 }
-SHARED = [name for name in _MADE if name != "seed"]
-"""What every run of a clean comparison has in common."""
+_EVALUATED = {
+    "test/draws": "draws of the noise in the test",
+    "bayes/images": "images classified",
+    "fidelity/samples": "images generated for the fidelity",
+    "fidelity/real": "test images of the fidelity",
+}
 
 
 def summary(runs: pd.DataFrame) -> Table:
     """A row a transform: mean ± sd over seeds of losses and cost, ratio to affine, parameters.
 
-    Numeric columns this module does not know (an FID, say) follow as they are named.
+    Numeric columns that no part of the report knows follow as they are named.
     """
     runs = finished(runs)
     extra = [name for name in _extra(runs) if pd.api.types.is_numeric_dtype(runs[name])]
     metrics = _SUMMARY | {name: (name, 3) for name in extra}
-    spreads = {metric: spread(runs, metric) for metric in metrics}
+    columns = [means(runs, metric, places) for metric, (_, places) in metrics.items()]
     seeds = runs.groupby("transform")["seed"].nunique()
     header = ["transform", "seeds", *(name for name, _ in metrics.values())]
     rows = []
     for transform in ordered(runs["transform"]):
-        n = int(seeds[transform])
-        row = [label(transform), str(n)]
-        for metric, (_, places) in metrics.items():
-            mean, sd, count = spreads[metric].loc[transform]
-            fewer = f" (n = {count:.0f})" if 0 < count < n else ""
-            row.append(measured(mean, sd, places) + fewer)
+        row = [label(transform), str(seeds[transform]), *(cells[transform] for cells in columns)]
         chosen = runs.loc[runs["transform"] == transform, "parameters"]
         row += [_ratio(runs, transform), _range(chosen)]
         rows.append(row)
     return Table([*header, "time ÷ affine's", "parameters"], rows)
+
+
+def means(runs: pd.DataFrame, metric: str, places: int) -> dict[str, str]:
+    """A metric's mean ± sd over seeds by transform; says where fewer seeds have it than there are.
+
+    Args:
+        runs: The finished runs.
+        metric: A column of them.
+        places: Decimal places.
+    """
+    seeds = runs.groupby("transform")["seed"].nunique()
+    cells = {}
+    for transform, (mean, sd, count) in spread(runs, metric).iterrows():
+        fewer = f" (n = {count:.0f})" if 0 < count < seeds[transform] else ""
+        cells[str(transform)] = measured(mean, sd, places) + fewer
+    return cells
 
 
 def _ratio(runs: pd.DataFrame, transform: str) -> str:
@@ -118,7 +134,8 @@ def _cell(name: str, value: Any) -> str:
 
 
 def _extra(runs: pd.DataFrame) -> list[str]:
-    return [name for name in runs.columns if name not in KNOWN]
+    told = [*KNOWN, "evaluation/seconds"]
+    return [name for name in runs.columns if name not in told and not is_score(name)]
 
 
 def claim_table(judged: list[Claim]) -> Table:
@@ -134,7 +151,7 @@ def claim_table(judged: list[Claim]) -> Table:
 def made(runs: pd.DataFrame) -> Table:
     """What the finished runs were made with; several values where they differ."""
     runs = finished(runs)
-    rows = [[name, values_of(runs[column])] for column, name in _MADE.items()]
+    rows = [[name, values_of(runs[column])] for column, name in _settings(runs).items()]
     starts = sorted(runs["started"].dropna())
     rows.append(["started", f"{starts[0]} to {starts[-1]}" if starts else MISSING])
     return Table(["setting", "value"], rows, words=2)
@@ -155,9 +172,15 @@ def _runs(count: int) -> str:
 def mixed(runs: pd.DataFrame) -> list[str]:
     """What the finished runs should share and do not, each with its values."""
     runs = finished(runs)
-    shared = {_MADE[name]: runs[name] for name in SHARED}
     return [
-        f"{name}: {values_of(column)}"
-        for name, column in shared.items()
-        if column.nunique(dropna=False) > 1
+        f"{name}: {values_of(runs[column])}"
+        for column, name in _settings(runs).items()
+        if column != "seed" and runs[column].nunique(dropna=False) > 1
     ]
+
+
+def _settings(runs: pd.DataFrame) -> dict[str, str]:
+    """What runs were made with, by column; of the evaluation what some run has."""
+    hashes = {name: name.replace("_", " of ", 1) for name in runs.columns if is_hash(name)}
+    evaluated = [name for name in [*_EVALUATED, *hashes] if runs[name].notna().any()]
+    return _MADE | {name: (_EVALUATED | hashes)[name] for name in evaluated}

@@ -5,6 +5,7 @@ import platform
 import socket
 import subprocess
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,28 +16,71 @@ from flowbench import __version__
 
 PACKAGES = ("torch", "lightning", "mlflow", "optuna", "torch-fidelity")
 
-HOST, PID, STARTED = "flowbench.host", "flowbench.pid", "flowbench.process_started"
+HOST, BOOT, NAMESPACE = "flowbench.host", "flowbench.boot", "flowbench.pid_namespace"
+PID, STARTED = "flowbench.pid", "flowbench.process_started"
 
 
 def owner() -> dict[str, str]:
-    """Name this process so that it can be told from a later one with the same number."""
+    """Name this process so that it can be told from a later one with the same number.
+
+    A number means one process only within a boot, and within a container; the start is told in
+    seconds after the boot, which no correction of the machine's clock moves.
+    """
     process = psutil.Process()
     return {
         HOST: socket.gethostname(),
+        BOOT: _boot(),
+        NAMESPACE: _namespace(),
         PID: str(process.pid),
-        STARTED: f"{process.create_time():.2f}",
+        STARTED: f"{_started(process):.2f}",
     }
 
 
-def is_orphan(tags: Mapping[str, str]) -> bool:
-    """Tell whether the process that ``owner`` named ran on this machine and is gone."""
-    if tags.get(HOST) != socket.gethostname():
+def is_local(tags: Mapping[str, str]) -> bool:
+    """Tell whether the process that ``owner`` named, dead or alive, can be looked up from here."""
+    here = {HOST: socket.gethostname(), BOOT: _boot(), NAMESPACE: _namespace()}
+    return all(tags.get(key) == value for key, value in here.items())
+
+
+def is_gone(tags: Mapping[str, str]) -> bool:
+    """Tell whether the process that ``owner`` named is known to have ended."""
+    if not is_local(tags):
         return False
     try:
         process = psutil.Process(int(tags[PID]))
-        return f"{process.create_time():.2f}" != tags[STARTED]
+        if process.status() == psutil.STATUS_ZOMBIE:  # dead, and nobody has asked yet how it ended
+            return True
+        return abs(_started(process) - float(tags[STARTED])) > 2  # a boot is timed to a second
     except psutil.NoSuchProcess:
         return True
+
+
+def is_orphan(tags: Mapping[str, str]) -> bool:
+    """Tell whether the process that ``owner`` named is gone, or its machine has been restarted."""
+    restarted = tags.get(HOST) == socket.gethostname() and tags.get(BOOT) != _boot()
+    return restarted or is_gone(tags)
+
+
+def _started(process: psutil.Process) -> float:
+    return process.create_time() - psutil.boot_time()
+
+
+@cache
+def _boot() -> str:
+    """Name of this boot of this machine."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:  # not Linux
+        return f"{psutil.boot_time():.0f}"
+
+
+@cache
+def _namespace() -> str:
+    """Name of what counts this process's number: on Linux, every container does so itself."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:  # not Linux
+        return ""
 
 
 def provenance() -> dict[str, str]:
@@ -50,6 +94,7 @@ def provenance() -> dict[str, str]:
     }
 
 
+@cache
 def _commit() -> str:
     """Commit of the running code, ``+`` behind it where files differ; empty outside a checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]

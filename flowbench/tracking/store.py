@@ -1,6 +1,5 @@
 """The MLflow store: where runs are opened, written, found and closed."""
 
-import fcntl
 import logging
 import os
 import sqlite3
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from flowbench.config import Experiment, build, flat, read_yaml, to_yaml
-from flowbench.errors import UsageError
+from flowbench.errors import Pruned, UsageError
+from flowbench.tracking.locks import exclusive, shown
 from flowbench.tracking.provenance import HOST, PID, is_orphan, owner, provenance
 
 # Read by MLflow when it is imported: no telemetry, a server that is down told in seconds, no bars.
@@ -23,8 +23,10 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
+from alembic.util.exc import CommandError
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Run as Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -35,20 +37,27 @@ logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 PARENT = "mlflow.parentRunId"
 CONFIG = "config.yaml"
 TRACEBACK = "traceback.txt"
+PRUNED = "flowbench.pruned"
+DATABASES = ("sqlite:", "postgresql")
+"""What this process opens itself; a server looks after its own database and artifacts."""
+
+
+class StoreError(UsageError):
+    """The store cannot be read or written; what was to be recorded is not at fault."""
 
 
 @contextmanager
 def one_line_errors(uri: str) -> Iterator[None]:
-    """Tell a store that cannot be read or written as a ``UsageError``."""
+    """Tell a store that cannot be read or written as a ``StoreError``."""
     try:
         yield
-    except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
+    except (MlflowException, SQLAlchemyError, CommandError, sqlite3.Error) as error:
         cause: BaseException = error  # MLflow's own words hide it in long ones
         while deeper := cause.__cause__ or cause.__context__:
             cause = deeper
-        raise UsageError(
-            f"the tracking store {uri} cannot be used: {cause}; valid is a writable SQLite file "
-            "or a running server, set by MLFLOW_TRACKING_URI"
+        raise StoreError(
+            f"the tracking store {shown(uri)} cannot be used: {cause}; valid is a writable SQLite "
+            "file, or a PostgreSQL database or server that runs, set by MLFLOW_TRACKING_URI"
         ) from error
 
 
@@ -67,12 +76,12 @@ class Store:
     def __init__(self, results: Path) -> None:
         self.results = results
         self.artifacts: str | None = None
-        embedded = (results / "mlflow.db").resolve()
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{embedded}"
+        embedded = f"sqlite:///{(results / 'mlflow.db').resolve()}"
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or embedded
         try:
             results.mkdir(parents=True, exist_ok=True)
-            if self.uri == f"sqlite:///{embedded}":
-                _prepare_database(embedded)
+            if self.uri.startswith(DATABASES):
+                _prepare(self.uri)
                 self.artifacts = (results / "artifacts").resolve().as_uri()
         except OSError as error:
             raise UsageError(f"results directory {results} cannot be written: {error}") from error
@@ -123,10 +132,17 @@ class Store:
 
     @contextmanager
     def closing(self, run_id: str) -> Iterator[None]:
-        """Close a run, with what happened inside: FINISHED, KILLED by a signal, or FAILED."""
+        """Close a run, with what happened inside: FINISHED, KILLED by a signal, or FAILED.
+
+        A pruned run is KILLED too, for it has not been to its end, and has a tag that says so.
+        """
         try:
             with one_line_errors(self.uri):
                 yield
+        except Pruned:
+            self.tag(run_id, {PRUNED: "true"})
+            self.finish(run_id, "KILLED")
+            raise
         except (KeyboardInterrupt, SystemExit):
             with suppress(Exception):  # a store that fails too must not hide what happened
                 self.finish(run_id, "KILLED")
@@ -151,8 +167,13 @@ class Store:
             raise UsageError(f"{run.info.run_name} is being run by {owner_of}: wait, or stop it")
         with one_line_errors(self.uri):
             self.client.update_run(run_id, status="RUNNING")
-            for key, value in owner().items():
-                self.client.set_tag(run_id, key, value)
+        self.tag(run_id, owner())
+
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run."""
+        with one_line_errors(self.uri):
+            given = [RunTag(key, value) for key, value in tags.items()]
+            self.client.log_batch(run_id, tags=given)
 
     def finish(self, run_id: str, status: str) -> None:
         """Close a run as FINISHED, FAILED or KILLED."""
@@ -168,7 +189,8 @@ class Store:
         try:
             return self.client.get_run(run_id)
         except MlflowException as error:
-            raise UsageError(f"there is no run {run_id!r} in the store {self.uri}") from error
+            where = f"the store {shown(self.uri)}"
+            raise UsageError(f"there is no run {run_id!r} in {where}") from error
 
     def experiment(self, run_id: str) -> Experiment:
         """Read back the configuration of a run.
@@ -183,6 +205,11 @@ class Store:
                 return build(read_yaml(Path(path), "configuration"))
         except (MlflowException, OSError) as error:
             raise UsageError(f"run {run_id} has no {CONFIG}: it trained nothing") from error
+
+    @property
+    def cache(self) -> Path:
+        """Where evaluations keep what several runs share."""
+        return self.results / "cache"
 
     def checkpoint(self, run_id: str) -> Path:
         """Where a run keeps the state from which it goes on."""
@@ -231,14 +258,11 @@ class Store:
                 self.finish(run.info.run_id, "KILLED")
 
 
-def _prepare_database(path: Path) -> None:
-    """Create and migrate the file under a lock: several processes doing it at once ruin it."""
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if path.exists() and path.stat().st_size:
-            return
-        with one_line_errors(str(path)):
-            MlflowClient(f"sqlite:///{path}").search_experiments(max_results=1)
-            connection = sqlite3.connect(path)
+def _prepare(uri: str) -> None:
+    """Create the tables of a database under a lock: several processes doing it at once ruin it."""
+    with one_line_errors(uri), exclusive(uri):
+        MlflowClient(uri).search_experiments(max_results=1)
+        if uri.startswith("sqlite:"):
+            connection = sqlite3.connect(uri.removeprefix("sqlite:///"))
             connection.execute("PRAGMA journal_mode=WAL")
             connection.close()

@@ -1,22 +1,25 @@
-"""Recorded runs as two tables: a row a run, and a row a run and epoch."""
+"""Recorded runs as tables: a row a run, a row a run and epoch, and what their evaluation left."""
 
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from mlflow.artifacts import download_artifacts, list_artifacts
 from mlflow.entities import Run
 
 from flowbench.errors import UsageError
-from flowbench.tracking.store import PARENT, Store
+from flowbench.tracking.store import PARENT, Store, one_line_errors
 
 TERMS = ("loss", "prior", "logdet", "bpd")
 LOSSES = [f"{stage}/{term}" for stage in ("train", "val") for term in TERMS]
-TIMES = ["seconds_per_epoch", "first_epoch", "images_per_second"]
+TIMES = ["seconds_per_epoch", "first_epoch", "images_per_second", "load"]
 EPOCH_METRICS = [*LOSSES, *TIMES, "lr", "grad_norm"]
 BLOCK_METRICS = ("max_log_slope/", "outside/")
+EPOCH_FID = "val/fid_"
 PARAMS = {
     "transform": "model.transform",
     "bins": "bins",
@@ -32,6 +35,7 @@ PARAMS = {
     "parameters": "parameters",
     "device": "device",
     "threads": "threads",
+    "classes": "classes",
 }
 TAGS = {
     "scale": "flowbench.scale",
@@ -39,8 +43,15 @@ TAGS = {
     "lightning": "version.lightning",
     "flowbench": "version.flowbench",
     "commit": "commit",
+    "skipped": "skipped",
 }
+EXTRACTOR = "extractor_"
+"""Begin of the tags that have the hash of a feature extractor's weights."""
 SAMPLES = "samples.npy"
+VARIANTS = ("guided", "denoised", "trajectory")
+"""Further arrays of images, ``guided.npy`` and so on, that a run may have."""
+EVALUATION = "evaluation"
+"""Directory of the artifacts with the tables of a run."""
 
 
 def study_parent(store: Store, study: str) -> Run:
@@ -81,20 +92,62 @@ def read(store: Store, runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]
 
 
 def samples(store: Store, runs: pd.DataFrame) -> dict[str, np.ndarray[Any, Any]]:
-    """Load, for each transform, the samples of its best finished run (lowest ``val/loss``).
+    """Load, for each transform, the images of its best finished run (lowest ``val/loss``).
 
     Shape:
-        each uint8 ``[rows, classes, height, width, channels]``
+        each uint8 ``[rows, classes, height, width, channels]``, and under ``<transform>/guided``
+        and ``<transform>/denoised`` the same; under ``<transform>/trajectory``
+        ``[blocks + 1, classes, height, width, channels]``
     """
+    kinds = {SAMPLES: ""} | {f"{variant}.npy": f"/{variant}" for variant in VARIANTS}
     found = {}
     finished = runs[runs["status"] == "finished"].sort_values("val/loss")
-    for transform, best in finished.groupby("transform", sort=False):
-        run_id = best["run_id"].iloc[0]
-        names = [artifact.path for artifact in store.client.list_artifacts(run_id)]
-        if SAMPLES in names:
-            path = Path(store.client.download_artifacts(run_id, SAMPLES))
-            found[str(transform)] = np.load(path, allow_pickle=False)
+    with one_line_errors(store.uri):
+        for transform, best in finished.groupby("transform", sort=False):
+            run_id = best["run_id"].iloc[0]
+            recorded = {artifact.path for artifact in store.client.list_artifacts(run_id)}
+            for name, kind in kinds.items():
+                if name in recorded:
+                    path = Path(store.client.download_artifacts(run_id, name))
+                    found[f"{transform}{kind}"] = np.load(path, allow_pickle=False)
     return found
+
+
+def evaluation(store: Store, runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
+    """Read the tables that the runs' evaluation left, ``evaluation/NAME.csv``, by their name.
+
+    Returns:
+        Each table of all runs that have it, ``run_id`` first, sorted by transform and seed.
+
+    Raises:
+        UsageError: The store cannot be read, or what it has is not a table.
+    """
+    parts: dict[str, list[pd.DataFrame]] = {}
+    for run in sorted(runs, key=_place):
+        for name, table in _evaluation(store, run):
+            table.insert(0, "run_id", run.info.run_id)
+            parts.setdefault(name, []).append(table)
+    return {name: pd.concat(tables, ignore_index=True) for name, tables in parts.items()}
+
+
+def _place(run: Run) -> tuple[str, int]:
+    params = run.data.params
+    return params.get("model.transform", ""), int(params.get("seed", 0))
+
+
+def _evaluation(store: Store, run: Run) -> Iterator[tuple[str, pd.DataFrame]]:
+    where = f"{run.info.artifact_uri}/{EVALUATION}"  # by run_id MLflow asks the store thrice a file
+    with one_line_errors(store.uri), tempfile.TemporaryDirectory() as scratch:
+        if not list_artifacts(where, tracking_uri=store.uri):
+            return
+        directory = Path(download_artifacts(where, dst_path=scratch, tracking_uri=store.uri))
+        for path in sorted(directory.glob("*.csv")):
+            try:
+                yield path.stem, pd.read_csv(path)
+            except ValueError as error:
+                raise UsageError(
+                    f"{EVALUATION}/{path.name} of run {run.info.run_id} is not a table: {error}"
+                ) from error
 
 
 def _row(run: Run, history: pd.DataFrame) -> dict[str, Any]:
@@ -116,6 +169,7 @@ def _row(run: Run, history: pd.DataFrame) -> dict[str, Any]:
         row[key] = later[key].median() if len(later) else np.nan
     row["seconds"] = history["seconds_per_epoch"].sum() if len(history) else np.nan
     row |= {column: tags.get(key, "") for column, key in TAGS.items()}
+    row |= {key: value for key, value in tags.items() if key.startswith(EXTRACTOR)}
     row["started"] = pd.Timestamp(run.info.start_time, unit="ms").isoformat(timespec="seconds")
     return row
 
@@ -132,6 +186,7 @@ def _history(store: Store, run: Run) -> pd.DataFrame:
         return pd.DataFrame()
     table = pd.DataFrame(columns).rename_axis("epoch").sort_index().reset_index()
     ordered = [key for key in EPOCH_METRICS if key in table]
+    ordered += sorted(key for key in table if key.startswith(EPOCH_FID))
     blocks = sorted(
         (key for key in table if key.startswith(BLOCK_METRICS)),
         key=lambda key: (key.split("_")[0], int(key.rsplit("_", 1)[1])),
@@ -149,7 +204,7 @@ def _history(store: Store, run: Run) -> pd.DataFrame:
 
 
 def _is_of_epochs(metric: str) -> bool:
-    return metric in EPOCH_METRICS or metric.startswith(BLOCK_METRICS)
+    return metric in EPOCH_METRICS or metric.startswith((*BLOCK_METRICS, EPOCH_FID))
 
 
 def _plain(value: str | None) -> Any:

@@ -37,7 +37,6 @@ class Spline(ctypes.Structure):
     )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def available() -> bool:
     """Whether the kernel is there; the first call on a machine compiles it, in some seconds.
 

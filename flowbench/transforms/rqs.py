@@ -1,7 +1,7 @@
 r"""The monotonic rational-quadratic spline on [−B, B], the identity outside."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -60,6 +60,7 @@ class RationalQuadraticSpline:
 
     bins: int
     bound: float = BOUND
+    native: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.bins % 1 or not 1 <= self.bins < 1 / MIN_WIDTH:
@@ -69,6 +70,9 @@ class RationalQuadraticSpline:
             )
         if not 0 < self.bound < math.inf:
             raise UsageError(f"rqs-{self.bins}-{self.bound:g}: valid is a finite bound above 0")
+        # Known before anything is compiled, which could not look for it.
+        fits = self.bins <= native.MAX_BINS
+        object.__setattr__(self, "native", fits and native.available())
 
     @property
     def name(self) -> str:
@@ -137,8 +141,7 @@ class RationalQuadraticSpline:
         return x.abs() > self.bound
 
     def _has_kernel(self, x: Tensor) -> bool:
-        plain = x.dtype != torch.float32 or not x.is_cpu or self.bins > native.MAX_BINS
-        return not plain and native.available()
+        return self.native and x.is_cpu and x.dtype == torch.float32
 
     def _kernel(self, x: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
         """Run the kernel over x ``[..., D]`` and params ``[..., D, 3K - 1]``."""

@@ -1,0 +1,1 @@
+"""Benchmarks that anyone can repeat: what is compared takes turns in one process, run after run."""

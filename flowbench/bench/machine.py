@@ -1,0 +1,45 @@
+"""What this machine can do at most, beside which any figure has to be read."""
+
+import torch
+
+from flowbench.bench.measure import seconds
+from flowbench.tracking.provenance import processor, provenance
+
+SIZE = 1024
+BYTES = 256 * 2**20
+
+
+def limits() -> dict[str, float]:
+    """Measure the rates of float32 and bf16 matrix products (FLOP/s) and of copying (bytes/s)."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    a, b = torch.randn(2, SIZE, SIZE, device=device)
+    half = a.bfloat16(), b.bfloat16()
+    source = torch.zeros(BYTES // 4, device=device)
+    target = torch.ones_like(source)
+    taken = seconds(
+        {
+            "float32": lambda: a @ b,
+            "bf16": lambda: half[0] @ half[1],
+            "copy": lambda: target.copy_(source),
+        },
+        repeats=10,
+        warmup=2,
+    )
+    return {
+        "matmul_float32": 2 * SIZE**3 / min(taken["float32"]),
+        "matmul_bf16": 2 * SIZE**3 / min(taken["bf16"]),
+        "copy": 2 * BYTES / min(taken["copy"]),
+    }
+
+
+def facts() -> dict[str, str | int]:
+    """Device, threads, versions and commit, for every row of a record."""
+    told = provenance()
+    cuda = torch.cuda.is_available()
+    return {
+        "device": torch.cuda.get_device_name() if cuda else processor(),
+        "threads": torch.get_num_threads(),
+        "torch": told["version.torch"],
+        "flowbench": told["version.flowbench"],
+        "commit": told["commit"],
+    }

@@ -1,0 +1,83 @@
+"""Seconds and memory of things done in turns."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+import psutil
+import torch
+from rich.console import Console
+from rich.progress import track
+
+Work = Callable[[], object]
+
+
+def seconds(cases: Mapping[str, Work], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
+    """Time every case once, then again, and so on, so that the machine's drift hits all alike.
+
+    Args:
+        cases: What to do, by name.
+        repeats: Rounds that count.
+        warmup: Rounds before, that do not.
+    """
+    console = Console(stderr=True)
+    rounds = track(
+        range(-warmup, repeats),
+        "measuring",
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    taken: dict[str, list[float]] = {name: [] for name in cases}
+    for number in rounds:
+        for name, work in cases.items():
+            _wait()
+            began = time.perf_counter()
+            work()
+            _wait()
+            if number >= 0:
+                taken[name].append(time.perf_counter() - began)
+    return taken
+
+
+def peak_memory(work: Work) -> float:
+    """Bytes that the work needs at its peak beyond what is held before and NaN where unknown.
+
+    On a GPU what torch allocates, on Linux what the process holds.
+    """
+    work()  # what stays, like workspaces and code, is there now
+    _wait()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        return float(torch.cuda.max_memory_allocated() - before)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held
+    except OSError:
+        return float("nan")
+    before = psutil.Process().memory_info().rss
+    work()
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return float(int(line.split()[1]) * 1024 - before)
+    return float("nan")
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Median, quartiles and least of repeated measurements."""
+    low, middle, high = quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
+    return {
+        "seconds": middle,
+        "seconds_low": low,
+        "seconds_high": high,
+        "seconds_least": min(values),
+        "repeats": len(values),
+    }
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,189 @@
+"""All that is measured and drawn of a trained flow, in one call."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from flowbench.config import Evaluate, Experiment
+from flowbench.data import Splits
+from flowbench.decoding import Guidance
+from flowbench.errors import Diverged
+from flowbench.evaluation import classifier, fidelity, inception
+from flowbench.evaluation.bayes import classify
+from flowbench.evaluation.density import density
+from flowbench.evaluation.extractor import Extractor, Unavailable
+from flowbench.evaluation.likelihood import Dequantise
+from flowbench.evaluation.patches import patch_quality
+from flowbench.evaluation.sampling import Sampling, draw, draw_classes, to_pixels, trajectory
+from flowbench.flow import Flow
+from flowbench.terminal import say
+
+TEST_NOISE = 6329
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a flow came to.
+
+    Attributes:
+        metrics: Numbers by the names under which they are recorded.
+        tags: Hashes of the extractors, and under ``skipped`` what was not measured and why.
+        tables: ``patches positions confusion calibration agreement``, where they were measured.
+        images: uint8 arrays: ``samples`` and, where they have a meaning, ``guided`` and
+            ``denoised``, ``[rows, classes, H, W, C]``; ``trajectory``, from noise to image,
+            ``[blocks + 1, classes, H, W, C]``.
+    """
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    images: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+
+
+def evaluate(
+    flow: Flow, dequantise: Dequantise, experiment: Experiment, splits: Splits, cache: Path
+) -> Evaluation:
+    """Measure a flow on the test images by the experiment's protocol.
+
+    What these data, this machine or this flow do not allow is left out, told and recorded so.
+
+    Args:
+        flow: A trained flow in float32, on any device.
+        dequantise: Adds the experiment's noise.
+        experiment: Its ``evaluate`` says how much is measured.
+        splits: The data set.
+        cache: Directory of what several runs share: the extractors, the real images' features.
+
+    Raises:
+        UsageError: The cache cannot be written, or a file of weights is not valid.
+    """
+    found = Evaluation()
+    settings, batch = experiment.evaluate, experiment.data.batch
+    _density(found, flow, dequantise, experiment, splits)
+    if settings.bayes and flow.classes:
+        with _optional(found):
+            judged = classify(flow, splits.test, dequantise, settings.bayes, TEST_NOISE, batch)
+            found.metrics.update(judged.metrics)
+            found.tables.update(confusion=judged.confusion, calibration=judged.calibration)
+    with _optional(found):
+        found.images.update(pictures(flow, experiment, splits.classes))
+    if settings.samples:
+        with _optional(found):
+            pixels, asked = generate(flow, experiment, splits, settings.samples)
+            with _optional(found):
+                _patches(found, pixels, splits, flow.patch)
+            for extractor in _extractors(settings, splits, experiment.data.name, cache):
+                with _optional(found):
+                    _fidelity(found, extractor(), pixels, asked, splits, cache)
+    return found
+
+
+def check(flow: Flow, experiment: Experiment, splits: Splits, cache: Path) -> dict[str, float]:
+    """Measure the FID of a few samples against the validation images, in the middle of training."""
+    found = Evaluation()
+    with _optional(found):
+        extractor = classifier.extractor(splits, experiment.data.name, cache)
+        pixels, _ = generate(flow, experiment, splits, experiment.evaluate.fidelity_samples)
+        sides = extractor.features(pixels), extractor.features(splits.val.pixels)
+        named = "generated images (evaluate.fidelity_samples)", "validation images"
+        fid = fidelity.fidelity(*sides, extractor.suffix, named)["fid"]
+        found.metrics[f"val/fid_{extractor.suffix}"] = fid
+    return found.metrics
+
+
+def generate(
+    flow: Flow, experiment: Experiment, splits: Splits, count: int
+) -> tuple[Tensor, Tensor]:
+    """Draw images of the classes of the test images, again from the first where these run out.
+
+    Of a flow of Gaussian noise the samples are denoised, since its images are noisy by design.
+
+    Shape:
+        -> uint8 ``[count, C, H, W]``, the classes int64 ``[count]`` (-1: none)
+    """
+    labels = splits.test.labels if flow.classes else None
+    y = torch.full((count,), -1) if labels is None else labels[torch.arange(count) % len(labels)]
+    images = draw(flow, y, Sampling(experiment.seed, denoise_std=noise_std(experiment)))
+    return torch.from_numpy(to_pixels(images)).permute(0, 3, 1, 2).contiguous(), y
+
+
+def pictures(flow: Flow, experiment: Experiment, classes: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Draw the images that are looked at: the same noise plain, guided, denoised, on its way."""
+    settings, plain = experiment.evaluate, Sampling(experiment.seed)
+    ways = {"samples": plain}
+    if experiment.optim.label_dropout and settings.guidance:
+        ways["guided"] = replace(plain, guidance=Guidance(settings.guidance))
+    if std := noise_std(experiment):
+        ways["denoised"] = replace(plain, denoise_std=std)
+    drawn = {
+        name: draw_classes(flow, classes, settings.samples_per_class, way)
+        for name, way in ways.items()
+    }
+    y = torch.arange(flow.classes) if flow.classes else torch.full((10,), -1)
+    stages = trajectory(flow, y, plain)
+    drawn["trajectory"] = to_pixels(stages.flatten(0, 1)).reshape(
+        *stages.shape[:2], *stages.shape[3:], -1
+    )
+    return drawn
+
+
+def noise_std(experiment: Experiment) -> float:
+    """Standard deviation of the noise that a flow's images have by design; 0: none."""
+    return experiment.data.noise_std if experiment.data.noise == "gaussian" else 0.0
+
+
+def _density(
+    found: Evaluation, flow: Flow, dequantise: Dequantise, experiment: Experiment, splits: Splits
+) -> None:
+    data, draws = experiment.data, experiment.evaluate.draws
+    measured = density(flow, splits.test, dequantise, data.noise, draws, TEST_NOISE, data.batch)
+    found.metrics.update(measured.metrics)
+    found.tables.update(patches=measured.patches, positions=measured.positions)
+
+
+def _patches(found: Evaluation, pixels: Tensor, splits: Splits, patch: int) -> None:
+    quality = patch_quality(pixels, splits.test.pixels, splits.train.pixels, patch)
+    found.metrics.update(quality.metrics)
+    places = ["patch", "row", "column"]
+    found.tables["patches"] = found.tables["patches"].merge(quality.patches, on=places)
+
+
+def _extractors(
+    settings: Evaluate, splits: Splits, name: str, cache: Path
+) -> Iterator[Callable[[], Extractor]]:
+    yield lambda: classifier.extractor(splits, name, cache)
+    weights = settings.inception_weights
+    yield lambda: inception.extractor(Path(weights) if weights else None)
+
+
+def _fidelity(
+    found: Evaluation,
+    extractor: Extractor,
+    pixels: Tensor,
+    asked: Tensor,
+    splits: Splits,
+    cache: Path,
+) -> None:
+    measured = fidelity.measure(extractor, pixels, asked, splits, cache)
+    found.metrics.update(measured.metrics)
+    found.tags.update(measured.tags)
+    if measured.agreement is not None:
+        found.tables["agreement"] = measured.agreement
+
+
+@contextmanager
+def _optional(found: Evaluation) -> Iterator[None]:
+    """Leave out a measure that is not to be had, and say so."""
+    try:
+        yield
+    except (Unavailable, Diverged) as reason:
+        say(f"not measured: {reason}")
+        told = [found.tags["skipped"]] if "skipped" in found.tags else []
+        found.tags["skipped"] = "; ".join([*told, str(reason)])

@@ -1,0 +1,208 @@
+"""Images drawn from a flow: the same for a seed, whatever the batch and the device."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from flowbench.decoding import SEQUENTIAL, Decoding, Guidance
+from flowbench.errors import Diverged, UsageError
+from flowbench.flow import Flow
+
+UNLABELLED_COLUMNS = 10
+CPU_BATCH = 256
+GPU_BATCH = 2048
+DENOISED_TOGETHER = 64
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are drawn; with the flow and the labels it says which.
+
+    Args:
+        seed: Seed of the noise, at least 0.
+        temperature: Scales the noise; below 1 images are more alike and more typical.
+        truncation: t, where the noise is a standard normal given that it is in [−t, t]; None: all.
+        guidance: Towards the labels; None: none.
+        decoding: The order of solving a block's tokens.
+        denoise_std: σ of the Gaussian noise that the flow was trained with, to be taken off its
+            images by their score, x + σ²∇ log p(x); 0 leaves them as they come.
+
+    Raises:
+        UsageError: An argument is out of its range.
+
+    References:
+        Score denoising of a flow's samples: Zhai et al., *Normalizing Flows are Capable Generative
+        Models* (2024), https://arxiv.org/abs/2412.06329
+    """
+
+    seed: int
+    temperature: float = 1.0
+    truncation: float | None = None
+    guidance: Guidance | None = None
+    decoding: Decoding = SEQUENTIAL
+    denoise_std: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise UsageError(f"seed = {self.seed} is not valid: an integer of at least 0")
+        for name in ("temperature", "denoise_std"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise UsageError(f"{name} = {value} is not valid: a number of at least 0")
+        if self.truncation is not None and not 0 < self.truncation < math.inf:
+            raise UsageError(f"truncation = {self.truncation} is not valid: a number above 0")
+
+
+def noise(flow: Flow, count: int, sampling: Sampling, first: int = 0) -> Tensor:
+    """Draw the noise of images ``first``, ``first + 1`` and so on.
+
+    Each image has a generator of its own, on the CPU. Truncation moves the noise that there would
+    be without it to the same quantile of the truncated normal.
+
+    Shape:
+        float32 ``[count, T, D]``
+    """
+    generator = torch.Generator()
+    z = torch.empty(count, flow.tokens, flow.features)
+    for i, own in enumerate(z, first):
+        place = np.random.SeedSequence((sampling.seed, i))
+        generator.manual_seed(place.generate_state(1, np.uint64).item())
+        own.normal_(generator=generator)
+    if t := sampling.truncation:
+        below, above = torch.special.ndtr(torch.tensor([-t, t], dtype=torch.float64))
+        quantile = below + (above - below) * torch.special.ndtr(z.double())
+        z = torch.special.ndtri(quantile).clamp(-t, t).float()
+    return sampling.temperature * z
+
+
+def draw(flow: Flow, y: Tensor, sampling: Sampling, batch: int | None = None) -> Tensor:
+    """Draw an image for every label; a bar on a terminal shows how far it is.
+
+    Args:
+        flow: A flow, on any device.
+        y: Labels; −1 is none.
+        sampling: How.
+        batch: Images at a time; None takes as many as pay off and fit into the memory.
+
+    Shape:
+        y ``[N]`` -> float32 ``[N, C, H, W]`` on the CPU, in [−1, 1] up to the flow's errors
+
+    Raises:
+        Diverged: Some images are not finite; none is drawn in their place.
+        UsageError: The flow cannot be guided in this way.
+    """
+    return torch.cat([stages[-1] for stages in _batches(flow, y, sampling, batch)])
+
+
+def trajectory(flow: Flow, y: Tensor, sampling: Sampling, batch: int | None = None) -> Tensor:
+    """Draw images and keep them on their way: the noise, then what every block leaves.
+
+    Arguments and errors are those of ``draw``.
+
+    Shape:
+        y ``[N]`` -> float32 ``[blocks + 1, N, C, H, W]`` on the CPU
+    """
+    return torch.cat(list(_batches(flow, y, sampling, batch)), 1)
+
+
+def draw_classes(flow: Flow, classes: int, rows: int, sampling: Sampling) -> Array:
+    """Draw so many images of every class, as pixels in rows; errors are those of ``draw``.
+
+    Args:
+        flow: A flow, on any device.
+        classes: Number of classes; 0 makes columns without one.
+        rows: Images of each class.
+        sampling: How.
+
+    Shape:
+        uint8 ``[rows, classes, H, W, C]``
+    """
+    columns = torch.arange(classes) if classes else torch.full((UNLABELLED_COLUMNS,), -1)
+    pixels = to_pixels(draw(flow, columns.repeat(rows), sampling))
+    return pixels.reshape(rows, len(columns), *pixels.shape[1:])
+
+
+def to_pixels(images: Tensor) -> Array:
+    """Round images in [−1, 1] to 256 levels; ``[N, C, H, W]`` -> uint8 ``[N, H, W, C]``."""
+    levels = ((images + 1) * 128).floor().clamp(0, 255).to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).numpy()
+
+
+def grid(images: Array, margin: int = 2) -> Array:
+    """Lay rows and columns of images out as one, a white margin between.
+
+    Shape:
+        uint8 ``[rows, columns, H, W, C]`` -> uint8 ``[height, width, C]``
+    """
+    around = ((0, 0), (0, 0), (margin, 0), (margin, 0), (0, 0))
+    tiles = np.pad(images, around, constant_values=255)
+    rows, columns, height, width, channels = tiles.shape
+    whole = tiles.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
+    return np.pad(whole, ((0, margin), (0, margin), (0, 0)), constant_values=255)
+
+
+def _batches(flow: Flow, y: Tensor, sampling: Sampling, batch: int | None) -> Iterator[Tensor]:
+    """Draw images batch by batch with their stages, ``[blocks + 1, ≤batch, C, H, W]``."""
+    guidance, weight = sampling.guidance, flow.blocks[0].network.pos_embed
+    if guidance and guidance.scale and guidance.temperature == 1 and not flow.classes:
+        raise UsageError(
+            "guidance of a flow without classes needs an attention temperature other than 1"
+        )
+    parts = y.split(batch or _fitting(flow))
+    console = Console(stderr=True)
+    shown = console.is_terminal and len(parts) > 1
+    first = 0
+    for part in track(parts, "samples", console=console, transient=True, disable=not shown):
+        z = noise(flow, len(part), sampling, first)
+        first += len(part)
+        yield _stages(flow, z.to(weight), part.to(weight.device), sampling).float().cpu()
+
+
+def _fitting(flow: Flow) -> int:
+    """Images at a time that keep a device busy and leave most of its memory free."""
+    network = flow.blocks[0].network
+    device = network.pos_embed.device
+    if device.type != "cuda":
+        return CPU_BATCH
+    # For every token, guided and not: keys and values, a layer's activations, the parameters.
+    numbers = network.width * (2 * len(network.layers) + 16) + 16 * network.proj_out.out_features
+    image = 2 * flow.tokens * numbers * network.pos_embed.itemsize
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(1, min(GPU_BATCH, free // 4 // image))
+
+
+def _stages(flow: Flow, z: Tensor, y: Tensor, sampling: Sampling) -> Tensor:
+    """Turn noise into images and make sure that they are; ``[blocks + 1, B, C, H, W]``."""
+    blocks = len(flow.blocks)
+    stages = [stage.x for stage in flow.decode(z, y, sampling.guidance, sampling.decoding)]
+    numbered = (f"block {i} of {blocks} (numbered from the data)" for i in reversed(range(blocks)))
+    places = ["the noise", *numbered]
+    if sampling.denoise_std:
+        stages.append(_denoise(flow, stages[-1], y, sampling.denoise_std))
+        places.append("denoising")
+    broken = ~torch.stack([stage.isfinite().flatten(1).all(1) for stage in stages])
+    if broken.any():
+        place = places[int(broken.any(1).nonzero()[0])]
+        count = int(broken.any(0).sum())
+        raise Diverged(f"{count} of {len(z)} samples are not finite, first in {place}")
+    return torch.stack([*stages[:blocks], stages[-1]])
+
+
+def _denoise(flow: Flow, images: Tensor, y: Tensor, std: float) -> Tensor:
+    """The mean of the images without noise that these noisy ones may come from (Tweedie)."""
+    parts = []
+    for noisy, labels in zip(
+        images.split(DENOISED_TOGETHER), y.split(DENOISED_TOGETHER), strict=True
+    ):
+        with torch.enable_grad():
+            x = noisy.detach().requires_grad_()
+            (score,) = torch.autograd.grad(flow.log_prob(x, labels).sum(), x)
+        parts.append(noisy + std**2 * score)
+    return torch.cat(parts)

@@ -1,0 +1,143 @@
+"""What a sweep shows while it runs: a line for every change, on a terminal also who is at what."""
+
+import statistics
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from optuna.study import StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from flowbench.sweep.places import DIED, END, ERROR, OVERHEAD, PLACE, Places
+from flowbench.sweep.pool import Pool
+from flowbench.sweep.samplers import label
+from flowbench.terminal import duration, say
+
+
+class Display:
+    """Shows a study's trials as they change; those that were there before count as told.
+
+    Args:
+        places: The planned trials.
+        pool: The workers of this machine.
+    """
+
+    def __init__(self, places: Places, pool: Pool) -> None:
+        self.places = places
+        self.pool = pool
+        self._told = {trial.number: trial.state for trial in places.all_attempts()}
+        self._live = Live(console=Console(stderr=True), transient=True) if _on_terminal() else None
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.show()
+        if self._live:
+            self._live.stop()
+
+    def show(self) -> None:
+        """Tell what is new."""
+        for attempt in self.places.all_attempts():
+            waiting = attempt.state == TrialState.WAITING or not _params(attempt)
+            if waiting or self._told.get(attempt.number) == attempt.state:
+                continue
+            self._told[attempt.number] = attempt.state
+            place = f"[{attempt.user_attrs[PLACE] + 1}/{self.places.planned}]"
+            say(f"{place} {label(_params(attempt))} {self._news(attempt)}")
+        if self._live:
+            self._live.update(self._table(), refresh=True)
+
+    def _news(self, attempt: FrozenTrial) -> str:
+        if attempt.state == TrialState.RUNNING:
+            return "is running"
+        if attempt.state == TrialState.COMPLETE:
+            named = zip(self.places.study.objectives, attempt.values, strict=True)
+            parts = [", ".join(f"{name} {value:.4f}" for name, value in named)]
+            return " · ".join([*parts, duration(_seconds(attempt)), self._progress()])
+        if attempt.state == TrialState.PRUNED:
+            return f"pruned after epoch {attempt.last_step} · {self._progress()}"
+        if ERROR in attempt.user_attrs:
+            return f"failed: {attempt.user_attrs[ERROR]} · {self._progress()}"
+        died = attempt.user_attrs[END] == DIED
+        return f"has lost its process · {self._progress()}" if died else "stopped; it goes on later"
+
+    def _progress(self) -> str:
+        """Where the study is."""
+        count = self.places.count()
+        parts = [str(count)]
+        if best := self._best():
+            parts.append(f"best {best}")
+        left = time_left(self.places.last_attempts(), count.planned, len(self.pool.workers))
+        if left and count.ended < count.planned:
+            parts.append(f"about {duration(left)} left")
+        return " · ".join(parts)
+
+    def _best(self) -> str:
+        complete = [t for t in self.places.all_attempts() if t.state == TrialState.COMPLETE]
+        directions = self.places.trials.directions
+        if not complete:
+            return ""
+        if len(directions) > 1:
+            return f"{len(self.places.trials.best_trials)} that none other beats in all"
+        best = min if directions == [StudyDirection.MINIMIZE] else max
+        return f"{best(trial.values[0] for trial in complete):.4f}"
+
+    def _table(self) -> Table:
+        table = Table.grid(padding=(0, 2))
+        for worker in self.pool.workers:
+            table.add_row(f"worker {worker.number}", worker.last_line())
+        table.add_row("", self._progress())
+        return table
+
+
+def time_left(attempts: Sequence[FrozenTrial], planned: int, workers: int) -> float | None:
+    """Estimate the seconds to the end from the trials that are complete; None before the first.
+
+    Args:
+        attempts: The last attempts at the places that have one.
+        planned: Number of places.
+        workers: Number of workers that share what is left.
+    """
+    took = [_seconds(attempt) for attempt in attempts if attempt.state == TrialState.COMPLETE]
+    if not took:
+        return None
+    running = sum(attempt.state == TrialState.RUNNING for attempt in attempts)
+    ended = sum(attempt.state.is_finished() for attempt in attempts)
+    return statistics.fmean(took) * (planned - ended - running / 2) / min(workers, planned)
+
+
+def overhead(attempts: Sequence[FrozenTrial]) -> str:
+    """Tell what the trials cost beyond training and evaluation; empty where none has told."""
+    seconds = [t.user_attrs[OVERHEAD] for t in attempts if OVERHEAD in t.user_attrs]
+    if not seconds:
+        return ""
+    return (
+        f"beside training and evaluation a trial took {statistics.median(seconds):.1f} s "
+        f"(median; at most {max(seconds):.1f} s)"
+    )
+
+
+def _seconds(attempt: FrozenTrial) -> float:
+    assert attempt.duration
+    return attempt.duration.total_seconds()
+
+
+def _params(attempt: FrozenTrial) -> dict[str, object]:
+    """Give an attempt's values, those too that it was queued with and has not read yet."""
+    return {**attempt.system_attrs.get("fixed_params", {}), **attempt.params}
+
+
+def _on_terminal() -> bool:
+    return sys.stderr.isatty()

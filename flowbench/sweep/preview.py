@@ -1,0 +1,68 @@
+"""What a study would run, told without running it."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from flowbench.config import Experiment, to_yaml
+from flowbench.space import Choice, Range
+from flowbench.study import StudyFile
+from flowbench.sweep.samplers import as_params
+from flowbench.terminal import duration
+
+
+def preview(study: StudyFile, results: Path, trials: int | None = None) -> Iterator[str]:
+    """Tell the trials of a grid, or what another sampler chooses from; the time; a configuration.
+
+    Args:
+        study: The study.
+        results: Where earlier runs of it may be recorded.
+        trials: Number of trials, in place of the study's own.
+
+    Yields:
+        Lines.
+    """
+    for point in study.points:
+        values = {**as_params(point.values), "seed": point.seed}
+        yield " ".join(f"{key}={value}" for key, value in values.items())
+    if not study.points:
+        yield f"{trials or study.trials} trials by {study.sampler}, each for seeds {study.seeds}"
+        for key, dimension in study.space.items():
+            yield f"{key}: {_words(dimension)}"
+    yield ""
+    yield f"time: {_time(study, results, trials or study.trials)}"
+    yield ""
+    yield to_yaml(first_experiment(study)).rstrip()
+
+
+def first_experiment(study: StudyFile) -> Experiment:
+    """Build the first point of a grid, or the first value or lower end of every dimension."""
+    if study.points:
+        return study.points[0].experiment
+    first = {key: dimension.ends[0] for key, dimension in study.space.items()}
+    return study.experiment(first, study.seeds[0])
+
+
+def _words(dimension: Choice | Range) -> str:
+    if isinstance(dimension, Choice):
+        return f"one of {', '.join(map(str, dimension.values))}"
+    step = f", in steps of {dimension.step:g}" if dimension.step else ""
+    log = ", by its logarithm" if dimension.log else ""
+    return f"{dimension.low:g} to {dimension.high:g}{step}{log}"
+
+
+def _time(study: StudyFile, results: Path, trials: int) -> str:
+    """Estimate from the study's finished runs where there are any, else as its file does."""
+    if os.environ.get("MLFLOW_TRACKING_URI") or (results / "mlflow.db").exists():
+        from flowbench.tracking.store import Store
+
+        runs = Store(results).search(
+            f"tags.`flowbench.study` = '{study.name}' and tags.`flowbench.role` = 'trial' "
+            "and attributes.status = 'FINISHED'"
+        )
+        if runs:
+            took = [(run.info.end_time - run.info.start_time) / 1000 for run in runs]
+            each = sum(took) / len(took) * (1 if study.points else len(study.seeds))
+            told = f"the {len(runs)} finished runs took {duration(sum(took) / len(took))} each"
+            return f"about {duration(each * trials)} of one worker for {trials} trials: {told}"
+    return study.cost

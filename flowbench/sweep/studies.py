@@ -1,0 +1,130 @@
+"""A study in Optuna's storage, and its parent run in the store: made once, found again."""
+
+import os
+from typing import Any
+
+import optuna
+from optuna.study import Study, StudyDirection
+
+from flowbench.errors import UsageError
+from flowbench.study import StudyFile
+from flowbench.sweep.samplers import pruner, sampler
+from flowbench.sweep.storage import Storage
+from flowbench.tracking.store import PARENT, Store
+
+DEFINITION, PARENT_RUN = "definition", "parent"
+
+
+def open_study(file: StudyFile, storage: Storage, store: Store, new_version: bool) -> Study:
+    """Find the newest version of a study, or make the first; likewise its parent run.
+
+    Commands that start at the same instant wait here for one another, and find what the first of
+    them has made. The run's id is an attribute of Optuna's study, so that both stay together.
+
+    Args:
+        file: The study as its file describes it.
+        storage: Where Optuna keeps the trials.
+        store: Where the runs are recorded.
+        new_version: Start a study of its own, ``name@2`` and so on, beside those that there are.
+
+    Raises:
+        UsageError: The file is not what it was, or the store lacks the study's run.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with storage.errors(), storage.locked():
+        known = optuna.get_all_study_names(storage.backend)
+        version = max((_version(name, file.name) for name in known), default=0)
+        version += new_version or version == 0
+        name = file.name if version == 1 else f"{file.name}@{version}"
+        study = optuna.create_study(
+            study_name=name,
+            storage=storage.backend,
+            directions=[StudyDirection[name.upper()] for name in file.objectives.values()],
+            load_if_exists=True,
+        )
+        if DEFINITION not in study.user_attrs:
+            study.set_user_attr(DEFINITION, file.definition())
+        check_same(file, study)
+        if PARENT_RUN not in study.user_attrs:
+            study.set_user_attr(PARENT_RUN, _parent(file, name, store))
+        try:
+            store.get(study.user_attrs[PARENT_RUN])
+        except UsageError as error:
+            raise UsageError(
+                f"study {name} in {storage.place} has its runs in another store ({error}); "
+                "move that away, or start anew with --new-version"
+            ) from error
+    return study
+
+
+def load_study(file: StudyFile, storage: Storage, name: str) -> Study:
+    """Open a study that there is, to run its trials with the sampler and pruner that it names.
+
+    Raises:
+        UsageError: The file is not what it was.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.load_study(study_name=name, storage=storage.backend, pruner=pruner(file))
+    study.sampler = sampler(file, len(study.get_trials(deepcopy=False)))
+    check_same(file, study)
+    return study
+
+
+def check_same(file: StudyFile, study: Study) -> None:
+    """Refuse to go on with a study whose file says something else by now.
+
+    Raises:
+        UsageError: Names what has changed.
+    """
+    was, now = study.user_attrs[DEFINITION], file.definition()
+    changes = [
+        f"{key}: was {_told(was, key)}, is {_told(now, key)}"
+        for key in [*was, *(key for key in now if key not in was)]
+        if was.get(key) != now.get(key) or (key in was) != (key in now)
+    ]
+    if not changes and _order(was) != _order(now):  # which numbers the points and the values
+        changes = [f"order: was {', '.join(_order(was))}, is {', '.join(_order(now))}"]
+    if changes:
+        raise UsageError(
+            f"{file.path} has changed since study {study.study_name} began ({'; '.join(changes)}): "
+            "change it back, or start anew with --new-version"
+        )
+
+
+def _order(definition: dict[str, Any]) -> list[str]:
+    return [key for key in definition if key.startswith(("space.", "objectives."))]
+
+
+def _told(definition: dict[str, Any], key: str) -> str:
+    return repr(definition[key]) if key in definition else "absent"
+
+
+def _version(name: str, wanted: str) -> int:
+    """Read a version off the name of a study; 0 for another study's."""
+    base, _, number = name.partition("@")
+    if base != wanted:
+        return 0
+    return int(number) if number.isdecimal() else 1
+
+
+def _parent(file: StudyFile, name: str, store: Store) -> str:
+    """Find the parent run of this very study, as where its journal is lost, or make one."""
+    digest = file.digest()
+    for run in store.search(f"tags.`flowbench.study` = '{file.name}'"):
+        tags = run.data.tags
+        same = (tags.get("optuna.study", file.name), tags["flowbench.digest"]) == (name, digest)
+        if same and PARENT not in tags:
+            return str(run.info.run_id)
+    tags = {
+        "flowbench.role": "study",
+        "flowbench.study": file.name,
+        "flowbench.scale": file.scale,
+        "flowbench.digest": digest,
+        "flowbench.question": file.question,
+        "flowbench.expected": file.expected,
+        "flowbench.command": f"flowbench sweep {file.path} --scale {file.scale}",
+        "optuna.study": name,
+    }
+    parent = store.start(file.name, name, tags)
+    store.client.log_artifact(parent, os.fspath(file.path))
+    return parent

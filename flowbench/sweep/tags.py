@@ -1,0 +1,12 @@
+"""What a trial's run says of the trial, as tags; the rest of the run is as any other's."""
+
+TRIAL = "optuna.trial"
+"""Number of the trial."""
+STATE = "optuna.state"
+"""RUNNING, then COMPLETE, PRUNED or FAIL, as Optuna has it."""
+RETRIED_FROM = "optuna.retry_of"
+"""Number of the trial that a dead or stopped process left, and that this one goes on with."""
+RETRIED_AS = "optuna.retried_as"
+"""On the run of such a trial where the next could not go on with it: the number of that."""
+WORKERS = "flowbench.workers"
+"""Number of workers that shared the machine; times count only where it is 1."""

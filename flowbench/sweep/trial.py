@@ -1,0 +1,216 @@
+"""One trial: from the values that it is given to what Optuna and the store say of it."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from flowbench.config import Experiment
+from flowbench.errors import Pruned, UsageError
+from flowbench.experiment import run
+from flowbench.study import StudyFile
+from flowbench.sweep.heartbeat import Heartbeat
+from flowbench.sweep.places import END, ERROR, OVERHEAD, PLACE, RETRY_OF, STOPPED, Places
+from flowbench.sweep.samplers import label, suggest
+from flowbench.sweep.stop import Stop
+from flowbench.sweep.tags import RETRIED_AS, RETRIED_FROM, STATE, TRIAL, WORKERS
+from flowbench.terminal import say
+from flowbench.tracking.store import PARENT, PRUNED, Run, Store, StoreError
+
+TIMES = ("seconds_per_epoch", "images_per_second")
+
+Judge = Callable[[dict[str, float], int], bool]
+
+
+class Trials:
+    """Runs the trials that this process has claimed.
+
+    Args:
+        places: The planned trials.
+        store: Where the runs are recorded.
+        parent: Id of the study's parent run.
+        workers: Number of workers of this machine, this one included.
+        stop: What asks this process to stop.
+    """
+
+    def __init__(self, places: Places, store: Store, parent: str, workers: int, stop: Stop) -> None:
+        self.places = places
+        self.study: StudyFile = places.study
+        self.trials: Study = places.trials
+        self.store = store
+        self.parent = parent
+        self.workers = workers
+        self.stop = stop
+
+    def run(self, trial: Trial) -> bool:
+        """Run a claimed trial and tell what it came to.
+
+        Returns:
+            Whether this process is fit for another: not after an error that is none of the
+            configuration's, which may have left a device or the memory in any state.
+
+        Raises:
+            Interrupted: A signal stopped it; it is queued again, and goes on from its checkpoint.
+            StoreError: The store cannot be used; it is queued again.
+        """
+        began = time.monotonic()
+        heart = Heartbeat(self.places.storage.backend, self.places.id(trial.number))
+        try:
+            with heart:
+                values, busy = self._values(trial)
+        except Pruned:
+            self._tell(trial, TrialState.PRUNED)
+        except (KeyboardInterrupt, StoreError):
+            if heart.lost:
+                say(f"trial {trial.number} was taken over while this machine was silent")
+                return False
+            self._tell(trial, TrialState.FAIL, {END: STOPPED})
+            raise
+        except Exception as error:
+            told = " ".join((str(error) or type(error).__name__).split())
+            say(f"trial {trial.number} failed: {told}")
+            self._tell(trial, TrialState.FAIL, {ERROR: told})
+            return isinstance(error, UsageError)
+        else:
+            overhead = time.monotonic() - began - busy
+            self._tell(trial, TrialState.COMPLETE, {OVERHEAD: overhead}, values)
+        return True
+
+    def _tell(
+        self,
+        trial: Trial,
+        state: TrialState,
+        attributes: Mapping[str, Any] | None = None,
+        values: list[float] | None = None,
+    ) -> None:
+        for key, value in (attributes or {}).items():
+            trial.set_user_attr(key, value)
+        self.trials.tell(trial, values, state=state)
+        for recorded in self._children(f"tags.`{TRIAL}` = '{trial.number}'"):
+            self.store.tag(recorded.info.run_id, {STATE: state.name})
+
+    def _values(self, trial: Trial) -> tuple[list[float], float]:
+        """Run a trial's point, in a grid once, else for every seed: the means, and the seconds."""
+        values = suggest(trial, self.study.space)
+        seeds = self.study.seeds
+        if self.study.points:
+            seeds = (trial.suggest_categorical("seed", seeds),)
+        measured, busy = [], 0.0
+        for seed in seeds:
+            experiment = self.study.experiment(values, seed)
+            judge = self._judge(trial) if seed == seeds[0] else None
+            run_id, seconds = self._run(trial, experiment, judge)
+            measured.append(self._measured(run_id))
+            busy += seconds
+        means = [statistics.fmean(of_seeds) for of_seeds in zip(*measured, strict=True)]
+        for objective, value in zip(self.study.objectives, means, strict=True):
+            if not math.isfinite(value):
+                raise UsageError(f"{objective} = {value} is not finite")
+        return means, busy
+
+    def _run(self, trial: Trial, experiment: Experiment, judge: Judge | None) -> tuple[str, float]:
+        """Run an experiment, or take up what an earlier attempt at the same place has left of it.
+
+        Returns:
+            The run's id, and the seconds that its training and evaluation took just now.
+        """
+        tags = self._tags(trial)
+        resume = None
+        for earlier in self._earlier(trial, experiment):
+            run_id, status = str(earlier.info.run_id), earlier.info.status
+            if status == "FINISHED" or PRUNED in earlier.data.tags:  # Optuna was not told
+                self.store.tag(run_id, tags)
+                if PRUNED in earlier.data.tags:
+                    raise Pruned
+                return run_id, 0.0
+            if status == "RUNNING":  # its process is dead, or it would not be this one's turn
+                self.store.finish(run_id, "KILLED")
+            if status != "FAILED" and not resume and self.store.checkpoint(run_id).exists():
+                resume = run_id
+                self.store.tag(run_id, tags)
+            else:
+                self.store.tag(run_id, {RETRIED_AS: str(trial.number), STATE: "FAIL"})
+        tags |= {
+            "flowbench.role": "trial",
+            "flowbench.study": self.study.name,
+            "flowbench.scale": self.study.scale,
+            PARENT: self.parent,
+        }
+        name = label({**trial.params, "seed": experiment.seed})
+        title = f"[{trial.user_attrs[PLACE] + 1}/{self.places.planned}] {name}"
+        with self.stop.in_run():
+            record = run(experiment, self.store, tags, resume=resume, label=title, judge=judge)
+        return record.run_id, record.seconds
+
+    def _tags(self, trial: Trial) -> dict[str, str]:
+        tags = {TRIAL: str(trial.number), STATE: "RUNNING", WORKERS: str(self.workers)}
+        if RETRY_OF in trial.user_attrs:
+            tags[RETRIED_FROM] = str(trial.user_attrs[RETRY_OF])
+        return tags
+
+    def _earlier(self, trial: Trial, experiment: Experiment) -> list[Run]:
+        """Find what earlier attempts have recorded of an experiment: the finished, then the newest.
+
+        The points of a grid differ, so that theirs are known even if Optuna's journal was lost.
+        """
+        found = self._children(f"tags.`flowbench.digest` = '{experiment.digest()}'")
+        if not self.study.points:
+            attempts = {str(attempt.number) for attempt in self._attempts(trial)}
+            found = [earlier for earlier in found if earlier.data.tags[TRIAL] in attempts]
+        return sorted(found, key=lambda earlier: earlier.info.status != "FINISHED")
+
+    def _attempts(self, trial: Trial) -> list[FrozenTrial]:
+        """Give the attempts at a trial's place, this one included."""
+        place = trial.user_attrs[PLACE]
+        return [t for t in self.places.all_attempts() if t.user_attrs[PLACE] == place]
+
+    def _children(self, which: str) -> list[Run]:
+        return self.store.search(f"tags.`{PARENT}` = '{self.parent}' and {which}")
+
+    def _judge(self, trial: Trial) -> Judge | None:
+        """Make what tells Optuna of every epoch and asks whether to go on; it judges one seed."""
+        if self.study.pruner == "none":
+            return None
+        (objective,) = self.study.objectives
+        reported: set[int] = set()
+        for attempt in self._attempts(trial)[:-1]:
+            for epoch, value in attempt.intermediate_values.items():
+                if epoch not in reported:
+                    trial.report(value, epoch)
+                    reported.add(epoch)
+
+        def judge(metrics: dict[str, float], epoch: int) -> bool:
+            value = metrics.get(objective, math.nan)
+            if epoch in reported or not math.isfinite(value):
+                return False
+            trial.report(value, epoch)
+            return trial.should_prune()
+
+        return judge
+
+    def _measured(self, run_id: str) -> list[float]:
+        """Read the objectives off a finished run.
+
+        Raises:
+            UsageError: One was not measured.
+        """
+        metrics = self.store.get(run_id).data.metrics
+        values = []
+        for name in self.study.objectives:
+            if name == "val/loss" and name not in metrics:
+                name = "train/loss"  # without validation there is nothing better
+            if name not in metrics:
+                has = ", ".join(sorted(metrics))
+                raise UsageError(f"objective {name} was not measured: the run has {has}")
+            values.append(self._typical(run_id, name) if name in TIMES else metrics[name])
+        return values
+
+    def _typical(self, run_id: str, name: str) -> float:
+        """Median over a run's epochs after the first, which is slower, where there are others."""
+        history = self.store.client.get_metric_history(run_id, name)
+        later = [point.value for point in history if point.step > 1]
+        return statistics.median(later or [point.value for point in history])

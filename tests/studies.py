@@ -1,0 +1,103 @@
+"""What the tests of sweeps share: a study of seconds, and its parts without any process started."""
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import tiny
+import yaml
+
+from flowbench.study import StudyFile, read
+from flowbench.sweep.parent import journal
+from flowbench.sweep.places import Places
+from flowbench.sweep.stop import Stop
+from flowbench.sweep.storage import Storage
+from flowbench.sweep.studies import PARENT_RUN, open_study
+from flowbench.sweep.worker import Orders, work
+from flowbench.tracking.store import PARENT, Run, Store
+
+GRID = {"space": {"model.transform": ["affine", "additive"]}, "seeds": [0, 1]}
+SEARCH = {
+    "space": {"optim.lr": {"low": 1e-4, "high": 1e-2, "log": True}},
+    "sampler": "random",
+    "trials": 4,
+}
+
+
+def study(directory: Path, **changes: Any) -> StudyFile:
+    """Write and read a grid of two transforms and two seeds, or what the changes make of it."""
+    base: dict[str, Any] = {}
+    for key, value in tiny.OPTIONS.items():
+        group, _, name = key.rpartition(".")
+        base.setdefault(group, {})[name] = value
+    base["trainer"]["max_epochs"] = 1
+    content = {
+        "question": "Which?",
+        "expected": "This one.",
+        "cost": {"quick": "seconds"},
+        "base": base,
+        "scales": {"quick": {}},
+        **(changes if "space" in changes else {**GRID, **changes}),
+    }
+    directory.mkdir(exist_ok=True)
+    file = directory / "which.yaml"
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    return read(file)
+
+
+def places(which: StudyFile, storage: Storage, planned: int | None = None) -> Places:
+    """The places of a study of this name, which is made where there is none, without a store."""
+    directions = ["minimize"] * len(which.objectives)
+    trials = optuna.create_study(
+        study_name=which.name, storage=storage.backend, directions=directions, load_if_exists=True
+    )
+    return Places(trials, storage, which, planned or which.trials)
+
+
+def run(which: StudyFile, store: Store, stop: Stop | None = None, workers: int = 1) -> Places:
+    """Sweep in this very process: what the command does, then what its worker does."""
+    storage = Storage(journal(which, store.results))
+    opened = open_study(which, storage, store, new_version=False)
+    made = Places(opened, storage, which, which.trials)
+    made.prepare()
+    orders = Orders(
+        file=str(which.path),
+        scale=which.scale,
+        results=str(store.results),
+        storage=storage.place,
+        name=opened.study_name,
+        planned=which.trials,
+        workers=workers,
+    )
+    work(orders, stop or Stop())
+    return made
+
+
+def recorded(store: Store, made: Places) -> list[Run]:
+    """The runs of a study, in the order in which they were started."""
+    parent = made.trials.user_attrs[PARENT_RUN]
+    return list(reversed(store.search(f"tags.`{PARENT}` = '{parent}'")))
+
+
+def states(made: Places) -> list[str]:
+    """The states of all attempts, in the order in which they were queued."""
+    return [attempt.state.name for attempt in made.all_attempts()]
+
+
+def assert_agreement(store: Store, made: Places) -> None:
+    """Optuna and the store tell the same of every trial."""
+    known = {str(attempt.number): attempt.state.name for attempt in made.all_attempts()}
+    for run in recorded(store, made):
+        assert known[run.data.tags["optuna.trial"]] == run.data.tags["optuna.state"]
+        complete = run.data.tags["optuna.state"] == "COMPLETE"
+        assert complete == (run.info.status == "FINISHED")
+
+
+def assert_complete(store: Store, made: Places) -> None:
+    """Every planned trial has come to its end once; both sides know, and nothing is open."""
+    last = made.last_attempts()
+    assert [attempt.state.name for attempt in last] == ["COMPLETE"] * made.planned
+    finished = [run for run in recorded(store, made) if run.info.status == "FINISHED"]
+    assert len(finished) == made.planned * (1 if made.study.points else len(made.study.seeds))
+    assert not {run.info.status for run in recorded(store, made)} & {"RUNNING", "SCHEDULED"}
+    assert_agreement(store, made)
