@@ -165,12 +165,7 @@ def sample(arguments: Sequence[str]) -> None:
     )
     if parsed.attention_temperature != 1 and not parsed.guidance:
         raise UsageError("--attention-temperature is that of guidance: give --guidance above 0 too")
-    path = Store(parsed.results).checkpoint_of(parsed.run)
-    try:
-        place = torch.device(parsed.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        module = load(path, place)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {parsed.device} is not valid: {error}") from error
+    module = load(Store(parsed.results).checkpoint_of(parsed.run), parsed.device)
     flow, data = module.flow, module.experiment.data
     if parsed.denoise:
         if data.noise != "gaussian":
@@ -252,12 +247,40 @@ def ui(arguments: Sequence[str]) -> None:
     serve(parsed.results, parsed.host, parsed.port)
 
 
+def bench(arguments: Sequence[str]) -> None:
+    """Measure splines against other libraries', or ways to decode runs' flows; all by turns."""
+    parser = _parser("bench", bench)
+    parser.add_argument("subject", choices=("transform", "decoding"), help="what to measure")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="decoding: runs or checkpoints")
+    parser.add_argument("--repeats", type=positive, default=10, help="rounds that count")
+    _add_results(parser)
+    parsed = parser.parse_args(arguments)
+    if bool(parsed.runs) != (parsed.subject == "decoding"):
+        raise UsageError("bench decoding takes runs or checkpoints, bench transform none")
+    say("loading torch")
+    from flowbench.bench import decoding, transform
+    from flowbench.bench.record import record
+    from flowbench.checkpoint import load
+    from flowbench.tracking.store import Store
+
+    if parsed.subject == "transform":
+        rows = transform.rows(parsed.repeats)
+    else:
+        store = Store(parsed.results)
+        modules = [load(store.checkpoint_of(run)) for run in parsed.runs]
+        named = [(module.experiment.model.transform, module.flow) for module in modules]
+        rows = decoding.rows(named, parsed.repeats)
+    for path in record(parsed.subject, rows, parsed.results):
+        print(path)
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "evaluate": evaluate,
     "sample": sample,
     "sweep": sweep,
     "report": report,
+    "bench": bench,
     "ui": ui,
 }
 

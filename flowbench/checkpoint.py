@@ -12,17 +12,26 @@ from flowbench.errors import UsageError
 from flowbench.module import FlowModule
 
 
-def load(path: Path, device: str | torch.device = "cpu") -> FlowModule:
+def load(path: Path, device: str | None = "cpu") -> FlowModule:
     """Build the module of a checkpoint, with its weights, ready to evaluate.
 
+    Args:
+        path: The checkpoint.
+        device: Where to; None for a GPU if there is one.
+
     Raises:
-        UsageError: The file is missing, damaged, or was not written by flowbench.
+        UsageError: The file is missing, damaged, or was not written by flowbench; or there is no
+            such device.
     """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     content = _read(path)
     about = content["flowbench"]
     module = FlowModule(build(about["experiment"]), tuple(about["shape"]), about["classes"])
     _fill(module, content, path)
-    return module.to(device).eval()
+    try:
+        return module.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {device!r} is not valid: {error}") from error
 
 
 def check_resumable(path: Path, module: FlowModule) -> None:

@@ -12,6 +12,10 @@ class Diverged(UsageError):
     """A loss, a gradient, a density or a sample is not finite; the message says when and where."""
 
 
+class Unavailable(UsageError):
+    """A measure that these data or this machine do not allow; the message says why on one line."""
+
+
 class Pruned(Exception):
     """A run was stopped early because it promised little; what it had measured is recorded."""
 

@@ -178,17 +178,13 @@ def evaluate(
     Raises:
         UsageError: There is no such run, checkpoint or device, or a setting is not valid.
     """
-    try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        module = load(store.checkpoint_of(run), place)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {device} is not valid: {error}") from error
+    module = load(store.checkpoint_of(run), device)
     experiment = module.experiment
     changed = replace(experiment, evaluate=replace(experiment.evaluate, **settings))
     module.experiment = changed
     data = FlowData(changed.data, changed.seed)
     data.prepare_data()
-    found = _evaluated(module, place, data, store)
+    found = _evaluated(module, module.device, data, store)
     if out:
         _write(found, out)
     if Path(run).exists():

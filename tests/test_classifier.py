@@ -9,11 +9,10 @@ from torch_fidelity import calculate_metrics
 
 from flowbench.config import Data
 from flowbench.data import Images, Splits, load
-from flowbench.errors import UsageError
+from flowbench.errors import Unavailable, UsageError
 from flowbench.evaluation import classifier
 from flowbench.evaluation.cache import digest
 from flowbench.evaluation.classifier import RECIPE, Recipe, extractor, train
-from flowbench.evaluation.extractor import Unavailable
 from flowbench.evaluation.fidelity import fidelity
 
 QUICK = Recipe(steps=25, epochs=0, batch=32)

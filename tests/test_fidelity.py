@@ -9,9 +9,9 @@ from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from flowbench.data import Images, Splits
-from flowbench.errors import UsageError
+from flowbench.errors import Unavailable, UsageError
 from flowbench.evaluation import fidelity as module
-from flowbench.evaluation.extractor import Extractor, Unavailable, create
+from flowbench.evaluation.extractor import Extractor, create
 from flowbench.evaluation.fidelity import agreement, check_counts, fidelity, kid_subset, measure
 
 TOLERANCE = {"closed form": 1e-8, "order of sums": 1e-9, "torchmetrics": 1e-5}

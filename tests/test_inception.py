@@ -5,8 +5,7 @@ import torch
 from torch_fidelity import feature_extractor_inceptionv3 as theirs
 
 from flowbench.data import Images, Splits
-from flowbench.errors import UsageError
-from flowbench.evaluation.extractor import Unavailable
+from flowbench.errors import Unavailable, UsageError
 from flowbench.evaluation.fidelity import measure
 from flowbench.evaluation.inception import FILE, extractor
 
@@ -34,7 +33,7 @@ def weights(tmp_path_factory):
 
 def test_without_weights_it_is_told_what_is_needed_and_where(tmp_path):
     with pytest.raises(
-        Unavailable, match=f"{FILE}.*{tmp_path}.*evaluate.inception_weights"
+        Unavailable, match=f"{FILE}.*hub/checkpoints.*evaluate.inception_weights"
     ) as told:
         extractor()
     assert "\n" not in str(told.value)

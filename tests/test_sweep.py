@@ -180,18 +180,19 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(store: Store, two: StudyFile
             signal.raise_signal(signal.SIGTERM)
 
     with during(stop) as patch:
-        patch.setattr(trial.Trials, "_tell", lambda *_: None)
+        patch.setattr(trial.Runner, "_tell", lambda *_: None)
         with pytest.raises(Interrupted):
             studies.run(two, store)
     ((run_id, _),) = tiny.runs(store).items()
     store.client.update_run(run_id, status="RUNNING")
     as_if_killed(studies.places(two, Storage(journal(two, store.results))), 0)
 
-    made = studies.run(two, store)
+    made = studies.run(two, store, workers=3)
     studies.assert_complete(store, made)
     assert studies.states(made) == ["FAIL", "COMPLETE", "COMPLETE"]
     assert len(tiny.runs(store)) == 2
-    assert store.get(run_id).data.tags["optuna.retry_of"] == "0"
+    tags = store.get(run_id).data.tags
+    assert (tags["optuna.retry_of"], tags["flowbench.workers"]) == ("0", "3")
 
 
 def test_a_killed_trial_without_a_checkpoint_is_begun_again(store: Store, two: StudyFile) -> None:
@@ -219,22 +220,24 @@ def test_a_run_that_was_finished_before_optuna_knew_is_not_run_again(
     which = studies.study(tmp_path)
     before = tiny.runs(copy)
     Path(journal(which, copy.results)).unlink()
-    made = studies.run(which, copy)
+    made = studies.run(which, copy, workers=2)
     assert tiny.runs(copy) == before
     studies.assert_complete(copy, made)
+    runs = studies.recorded(copy, made)
+    assert {run.data.tags["flowbench.workers"] for run in runs} == {"1"}  # as they were run
 
 
 def test_a_signal_between_runs_ends_the_worker_with_all_told(
     store: Store, two: StudyFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop = Stop()
-    tell = trial.Trials._tell
+    tell = trial.Runner._tell
 
-    def told(self: trial.Trials, *args: Any) -> None:
+    def told(self: trial.Runner, *args: Any) -> None:
         stop._on_signal(signal.SIGINT, None)
         tell(self, *args)
 
-    monkeypatch.setattr(trial.Trials, "_tell", told)
+    monkeypatch.setattr(trial.Runner, "_tell", told)
     made = studies.run(two, store, stop)
     assert studies.states(made) == ["COMPLETE", "WAITING"]
     studies.assert_agreement(store, made)
@@ -322,7 +325,7 @@ def test_too_many_failures_stop_a_study(store: Store, tmp_path: Path) -> None:
 def test_a_value_that_is_not_finite_is_a_failure(
     store: Store, two: StudyFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial.Trials, "_measured", lambda *_: [math.inf])
+    monkeypatch.setattr(trial.Runner, "_measured", lambda *_: [math.inf])
     made = studies.run(two, store)
     assert studies.states(made) == ["FAIL", "FAIL"]
     assert made.trials.trials[0].user_attrs["error"] == "val/loss = inf is not finite"

@@ -109,6 +109,16 @@ def test_what_a_dead_process_left_is_queued_again_as_it_was(search: Places) -> N
     assert search.count().failed == 0
 
 
+def test_values_survive_a_death_before_they_were_read(search: Places) -> None:
+    first = claimed(search, **DEAD)
+    second = search.claim()
+    assert second
+    second.set_user_attr(OWNER, {**owner(), **DEAD})
+    third = search.claim()
+    assert third
+    assert suggest(third, search.study.space) == first.params
+
+
 def test_the_third_death_at_a_place_is_a_failure(made: Places) -> None:
     for tries in (1, 2, 3):
         left = claimed(made, **DEAD)

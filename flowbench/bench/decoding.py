@@ -1,7 +1,8 @@
 """Ways to solve a block's inverse, on a flow that has been trained: sweeps, error, time."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -23,9 +24,9 @@ WAYS = {
 }
 
 
-def rows(name: str, flow: Flow, repeats: int) -> Iterator[dict[str, Any]]:
-    """Measure; a row for each way and number of images drawn together."""
-    for batch in BATCHES:
+def rows(flows: Sequence[tuple[str, Flow]], repeats: int) -> Iterator[dict[str, Any]]:
+    """Measure; a row for each named flow, number of images drawn together, and way."""
+    for (name, flow), batch in product(flows, BATCHES):
         generator = torch.Generator().manual_seed(0)
         z = torch.randn(batch, flow.tokens, flow.features, generator=generator)
         y = torch.arange(batch) % max(1, flow.classes) if flow.classes else None

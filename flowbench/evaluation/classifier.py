@@ -18,8 +18,9 @@ from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
 from flowbench.data import Batches, Images, Splits
+from flowbench.errors import Unavailable
 from flowbench.evaluation.cache import cached, digest, read
-from flowbench.evaluation.extractor import Extractor, Unavailable, create
+from flowbench.evaluation.extractor import Extractor, create
 from flowbench.terminal import duration, say
 
 

@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from statistics import stdev
 from typing import Literal
 
 import pandas as pd
@@ -95,8 +94,10 @@ def density(
         f"test/{name}": per_dim(loss.mean().item()),
     }
     if draws > 1:
-        of_draws = [per_dim(mean) for mean in loss.mean(1).tolist()]
-        metrics[f"test/{name}_se"] = stdev(of_draws) / math.sqrt(draws)
+        of_draws = torch.tensor(
+            [per_dim(mean) for mean in loss.mean(1).tolist()], dtype=torch.float64
+        )
+        metrics[f"test/{name}_se"] = of_draws.std().item() / math.sqrt(draws)
     if noise == "uniform":
         weighted = (-flow.dims * loss).logsumexp(0) - math.log(draws)
         metrics["test/bpd_iw"] = bits_per_dim(-weighted.mean().item() / flow.dims)

@@ -18,10 +18,6 @@ from flowbench.evaluation.cache import digest
 BATCH = 64
 
 
-class Unavailable(UsageError):
-    """A measure that these data or this machine do not allow; the message says why on one line."""
-
-
 @dataclass(frozen=True, eq=False)
 class Extractor:
     """A network, and what is measured through it called by its suffix.

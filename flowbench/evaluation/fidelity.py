@@ -19,9 +19,9 @@ from torch_fidelity.metric_prc import (
 )
 
 from flowbench.data import Splits
-from flowbench.errors import UsageError
+from flowbench.errors import Unavailable, UsageError
 from flowbench.evaluation.cache import cached, digest
-from flowbench.evaluation.extractor import Extractor, Unavailable
+from flowbench.evaluation.extractor import Extractor
 
 KID_SUBSETS = 50
 KID_SUBSET = 1000

@@ -5,8 +5,8 @@ from pathlib import Path
 import torch
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
-from flowbench.errors import UsageError
-from flowbench.evaluation.extractor import Extractor, Unavailable, create
+from flowbench.errors import Unavailable, UsageError
+from flowbench.evaluation.extractor import Extractor, create
 from flowbench.terminal import say
 
 FILE = Path(URL_INCEPTION_V3).name

@@ -11,7 +11,7 @@ import torch
 from scipy.special import stdtrit
 from torch import Tensor
 
-from flowbench.errors import UsageError
+from flowbench.errors import Unavailable
 from flowbench.flow import patchify
 
 EDGE = [0, 1, -2, -1]
@@ -70,7 +70,7 @@ def patch_quality(generated: Tensor, test: Tensor, train: Tensor, patch: int) ->
         each uint8 ``[N, C, H, W]``, with an N of its own
 
     Raises:
-        UsageError: There are too few images or patches, or the patches are single pixels.
+        Unavailable: There are too few images or patches, or the patches are single pixels.
     """
     _check(generated, test, train, patch)
     count = min(len(generated), len(train))
@@ -206,14 +206,14 @@ def _shuffled(count: int) -> Tensor:
 
 def _check(generated: Tensor, test: Tensor, train: Tensor, patch: int) -> None:
     if patch < 2:
-        raise UsageError("patch quality with patches of 1 pixel: valid are at least 2 pixels")
+        raise Unavailable("patch quality with patches of 1 pixel: valid are at least 2 pixels")
     tokens = (test.shape[2] // patch) * (test.shape[3] // patch)
     if tokens <= len(EDGE):
-        raise UsageError(
+        raise Unavailable(
             f"patch quality of images of {tokens} patches: valid are at least {len(EDGE) + 1}"
         )
     for name, images in (("generated", generated), ("test", test), ("training", train)):
         if len(images) < 2 * GROUPS:
-            raise UsageError(
+            raise Unavailable(
                 f"patch quality from {len(images)} {name} images: valid are at least {2 * GROUPS}"
             )

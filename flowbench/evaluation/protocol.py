@@ -14,11 +14,11 @@ from torch import Tensor
 from flowbench.config import Evaluate, Experiment
 from flowbench.data import Splits
 from flowbench.decoding import Guidance
-from flowbench.errors import Diverged
+from flowbench.errors import Diverged, Unavailable
 from flowbench.evaluation import classifier, fidelity, inception
 from flowbench.evaluation.bayes import classify
 from flowbench.evaluation.density import density
-from flowbench.evaluation.extractor import Extractor, Unavailable
+from flowbench.evaluation.extractor import Extractor
 from flowbench.evaluation.likelihood import Dequantise
 from flowbench.evaluation.patches import patch_quality
 from flowbench.evaluation.sampling import Sampling, draw, draw_classes, to_pixels, trajectory

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from flowbench.sweep.places import DIED, END, ERROR, OVERHEAD, PLACE, Places
+from flowbench.sweep.places import END, ERROR, OVERHEAD, PLACE, STOPPED, Places, params_of
 from flowbench.sweep.pool import Pool
 from flowbench.sweep.samplers import label
 from flowbench.terminal import duration, say
@@ -50,12 +50,12 @@ class Display:
     def show(self) -> None:
         """Tell what is new."""
         for attempt in self.places.all_attempts():
-            waiting = attempt.state == TrialState.WAITING or not _params(attempt)
+            waiting = attempt.state == TrialState.WAITING or not params_of(attempt)
             if waiting or self._told.get(attempt.number) == attempt.state:
                 continue
             self._told[attempt.number] = attempt.state
             place = f"[{attempt.user_attrs[PLACE] + 1}/{self.places.planned}]"
-            say(f"{place} {label(_params(attempt))} {self._news(attempt)}")
+            say(f"{place} {label(params_of(attempt))} {self._news(attempt)}")
         if self._live:
             self._live.update(self._table(), refresh=True)
 
@@ -70,8 +70,9 @@ class Display:
             return f"pruned after epoch {attempt.last_step} · {self._progress()}"
         if ERROR in attempt.user_attrs:
             return f"failed: {attempt.user_attrs[ERROR]} · {self._progress()}"
-        died = attempt.user_attrs[END] == DIED
-        return f"has lost its process · {self._progress()}" if died else "stopped; it goes on later"
+        if attempt.user_attrs.get(END) == STOPPED:
+            return "stopped; it goes on later"
+        return f"has lost its process · {self._progress()}"
 
     def _progress(self) -> str:
         """Where the study is."""
@@ -132,11 +133,6 @@ def overhead(attempts: Sequence[FrozenTrial]) -> str:
 def _seconds(attempt: FrozenTrial) -> float:
     assert attempt.duration
     return attempt.duration.total_seconds()
-
-
-def _params(attempt: FrozenTrial) -> dict[str, object]:
-    """Give an attempt's values, those too that it was queued with and has not read yet."""
-    return {**attempt.system_attrs.get("fixed_params", {}), **attempt.params}
 
 
 def _on_terminal() -> bool:

@@ -29,8 +29,6 @@ TRIES = 3
 SILENT_SECONDS = 300.0
 """Age of the last heartbeat at which the process of another machine is taken for dead."""
 
-FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
-
 
 @dataclass(frozen=True)
 class Count:
@@ -154,12 +152,17 @@ class Places:
 
     def _queue(self, place: int, last: FrozenTrial | None = None, tries: int = 1) -> None:
         """Queue an attempt: with the values of the one before, with a grid's, or with none yet."""
-        params: dict[str, Any] = dict(last.params) if last else {}
+        params = params_of(last) if last else {}
         if self.study.points:
             point = self.study.points[place]
             params = {**as_params(point.values), "seed": point.seed}
         attributes = {PLACE: place, TRY: tries, **({RETRY_OF: last.number} if last else {})}
         self.trials.enqueue_trial(params, user_attrs=attributes)
+
+
+def params_of(attempt: FrozenTrial) -> dict[str, Any]:
+    """Give an attempt's values, those too that it was queued with and has not read yet."""
+    return {**attempt.system_attrs.get("fixed_params", {}), **attempt.params}
 
 
 def _has_failed(attempt: FrozenTrial) -> bool:

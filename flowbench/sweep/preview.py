@@ -1,6 +1,7 @@
 """What a study would run, told without running it."""
 
 import os
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from flowbench.config import Experiment, to_yaml
 from flowbench.space import Choice, Range
 from flowbench.study import StudyFile
 from flowbench.sweep.samplers import as_params
+from flowbench.sweep.tags import RETRIED_FROM
 from flowbench.terminal import duration
 
 
@@ -60,9 +62,10 @@ def _time(study: StudyFile, results: Path, trials: int) -> str:
             f"tags.`flowbench.study` = '{study.name}' and tags.`flowbench.role` = 'trial' "
             "and attributes.status = 'FINISHED'"
         )
-        if runs:
-            took = [(run.info.end_time - run.info.start_time) / 1000 for run in runs]
-            each = sum(took) / len(took) * (1 if study.points else len(study.seeds))
-            told = f"the {len(runs)} finished runs took {duration(sum(took) / len(took))} each"
-            return f"about {duration(each * trials)} of one worker for {trials} trials: {told}"
+        whole = [run.info for run in runs if RETRIED_FROM not in run.data.tags]
+        if whole:
+            each = statistics.fmean((run.end_time - run.start_time) / 1000 for run in whole)
+            all_ = duration(each * trials * (1 if study.points else len(study.seeds)))
+            told = f"a run took {duration(each)}, by the {len(whole)} that ran through"
+            return f"about {all_} of one worker for {trials} trials; {told}"
     return study.cost

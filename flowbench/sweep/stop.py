@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import IO
 
 
 class Stop:
@@ -24,8 +23,8 @@ class Stop:
         """Whether the worker is to take no further trial."""
         return self._event.is_set()
 
-    def listen(self, stream: IO[str]) -> None:
-        """Take SIGINT, SIGTERM and the end of a stream that the parent holds open for the request.
+    def listen(self, descriptor: int) -> None:
+        """Take SIGINT, SIGTERM and the end of a pipe that the parent holds open for the request.
 
         The system closes a parent's end however the parent dies.
         """
@@ -33,7 +32,8 @@ class Stop:
             signal.signal(number, self._on_signal)
 
         def watch() -> None:
-            stream.read()
+            while os.read(descriptor, 1024):  # a stream's own lock would trouble the exit
+                pass
             os.kill(os.getpid(), signal.SIGINT)
 
         threading.Thread(target=watch, name="parent", daemon=True).start()

@@ -26,7 +26,7 @@ TIMES = ("seconds_per_epoch", "images_per_second")
 Judge = Callable[[dict[str, float], int], bool]
 
 
-class Trials:
+class Runner:
     """Runs the trials that this process has claimed.
 
     Args:
@@ -123,7 +123,7 @@ class Trials:
         for earlier in self._earlier(trial, experiment):
             run_id, status = str(earlier.info.run_id), earlier.info.status
             if status == "FINISHED" or PRUNED in earlier.data.tags:  # Optuna was not told
-                self.store.tag(run_id, tags)
+                self.store.tag(run_id, {key: tags[key] for key in tags if key != WORKERS})
                 if PRUNED in earlier.data.tags:
                     raise Pruned
                 return run_id, 0.0
@@ -131,7 +131,8 @@ class Trials:
                 self.store.finish(run_id, "KILLED")
             if status != "FAILED" and not resume and self.store.checkpoint(run_id).exists():
                 resume = run_id
-                self.store.tag(run_id, tags)
+                most = max(self.workers, int(earlier.data.tags[WORKERS]))
+                self.store.tag(run_id, {**tags, WORKERS: str(most)})
             else:
                 self.store.tag(run_id, {RETRIED_AS: str(trial.number), STATE: "FAIL"})
         tags |= {

@@ -65,7 +65,7 @@ def work(orders: Orders, stop: Stop) -> int:
     from flowbench.sweep.places import Places
     from flowbench.sweep.storage import Storage
     from flowbench.sweep.studies import PARENT_RUN, load_study
-    from flowbench.sweep.trial import Trials
+    from flowbench.sweep.trial import Runner
     from flowbench.tracking.store import Store
 
     study = read(Path(orders.file), orders.scale)
@@ -73,12 +73,12 @@ def work(orders: Orders, stop: Stop) -> int:
     storage = Storage(orders.storage)
     opened = load_study(study, storage, orders.name)
     places = Places(opened, storage, study, orders.planned)
-    trials = Trials(places, store, opened.user_attrs[PARENT_RUN], orders.workers, stop)
+    runner = Runner(places, store, opened.user_attrs[PARENT_RUN], orders.workers, stop)
     while not (stop.requested or places.over() or places.too_many_failed()):
         trial = places.claim()
         if trial is None:
             stop.wait(IDLE_SECONDS)
-        elif not trials.run(trial):
+        elif not runner.run(trial):
             return AGAIN
     return STOPPED if stop.requested else OVER
 
@@ -87,7 +87,7 @@ def main() -> int:
     """Work by the orders on standard input."""
     stop = Stop()
     orders = Orders.read(sys.stdin.readline())
-    stop.listen(sys.stdin)
+    stop.listen(sys.stdin.fileno())
     try:
         return work(orders, stop)
     except Interrupted as stopped:
