@@ -31,7 +31,7 @@ def weights(tmp_path_factory):
     return path
 
 
-def test_without_weights_it_is_told_what_is_needed_and_where(tmp_path):
+def test_without_weights_it_is_told_what_is_needed_and_where():
     with pytest.raises(
         Unavailable, match=f"{FILE}.*hub/checkpoints.*evaluate.inception_weights"
     ) as told:
