@@ -31,7 +31,7 @@ def load(path: Path, device: str | None = "cpu") -> FlowModule:
     try:
         return module.to(device).eval()
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {device!r} is not valid: {error}") from error
+        raise UsageError(f"--device {device} is not valid: {error}") from error
 
 
 def check_resumable(path: Path, module: FlowModule) -> None:
