@@ -4,22 +4,29 @@ Shapes are in the letters of ``flow.py``.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowbench.errors import UsageError
+from flowbench.kernels.step import Packed, Sizes, fits, pack
 
 ACTIVATIONS = {"gelu": "none", "gelu-tanh": "tanh"}
 HEAD_DIM = 64
 
 
-Cache = tuple[Tensor, ...]
-"""Keys and values of the tokens so far, one ``[2, B, H, T, C/H]`` for each layer of a block.
+class Cache(NamedTuple):
+    """The one place where sampling keeps state: made by the sampler, passed down, then dropped.
 
-The one place where sampling keeps state: made by the sampler, passed down, then dropped.
-"""
+    Attributes:
+        layers: Keys and values of the tokens so far, ``[2, B, H, T, C/H]`` for each layer.
+        packed: The network's weights as the kernel for single tokens wants them, where it fits.
+    """
+
+    layers: tuple[Tensor, ...]
+    packed: Packed | None
 
 
 class Attention(nn.Module):
@@ -106,6 +113,17 @@ class Layer(nn.Module):
         x = x + self.attention.step(x, keys_values, t, temperature)
         return x + self.mlp(x)
 
+    def maps(self) -> list[tuple[nn.LayerNorm | None, nn.Linear]]:
+        """Its linear maps in their order, each with the norm before it, if any."""
+        attention = self.attention
+        into, out = (each for each in self.mlp.main if isinstance(each, nn.Linear))
+        return [
+            (attention.norm, attention.qkv),
+            (None, attention.proj),
+            (self.mlp.norm, into),
+            (None, out),
+        ]
+
 
 class CausalTransformer(nn.Module):
     """Patches in, one vector of raw outputs per patch out; output t depends on inputs 0…t only.
@@ -154,6 +172,7 @@ class CausalTransformer(nn.Module):
                 f"unknown activation {activation!r}: valid are {', '.join(ACTIVATIONS)}"
             )
         self.tokens, self.width, self.heads = tokens, width, heads
+        self.expansion, self.activation = expansion, activation
         self.proj_in = nn.Linear(features, width)
         self.pos_embed = nn.Parameter(0.01 * torch.randn(tokens, width))
         self.class_embed = nn.Parameter(0.01 * torch.randn(classes, 1, width)) if classes else None
@@ -193,7 +212,24 @@ class CausalTransformer(nn.Module):
         auto = torch.is_autocast_enabled(weight.device.type)
         dtype = torch.get_autocast_dtype(weight.device.type) if auto else weight.dtype
         size = (len(self.layers), 2, batch, self.heads, self.tokens, self.width // self.heads)
-        return weight.new_empty(size, dtype=dtype).unbind(0)
+        packed = None if auto else self._packed()
+        return Cache(weight.new_empty(size, dtype=dtype).unbind(0), packed)
+
+    def _packed(self) -> Packed | None:
+        first, last = self.proj_in, self.proj_out
+        sizes = Sizes(
+            features=first.in_features,
+            width=self.width,
+            heads=self.heads,
+            tokens=self.tokens,
+            layers=len(self.layers),
+            hidden=self.expansion * self.width,
+            outputs=last.out_features,
+            tanh=ACTIVATIONS[self.activation] == "tanh",
+        )
+        if not fits(sizes, first.weight):
+            return None
+        return pack(sizes, first, [layer.maps() for layer in self.layers], last)
 
     def step(
         self,
@@ -216,7 +252,9 @@ class CausalTransformer(nn.Module):
             x ``[B, n, D]``, embedding ``[B, T, C]`` in the order of the tokens, temperature
             ``[B, 1, 1, 1]`` -> ``[B, n, outputs]``
         """
+        if cache.packed and temperature is None and x.shape[1] == 1:
+            return cache.packed.step(x[:, 0], embedding[:, t], cache.layers, t)[:, None]
         x = self.proj_in(x) + embedding[:, t : t + x.shape[1]]
-        for layer, keys_values in zip(self.layers, cache, strict=True):
+        for layer, keys_values in zip(self.layers, cache.layers, strict=True):
             x = layer.step(x, keys_values, t, temperature)
         return self.proj_out(x)

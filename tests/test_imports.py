@@ -11,6 +11,7 @@ LAYERS = [
     ["errors"],
     ["terminal", "means", "config", "space"],
     ["study"],
+    ["kernels"],
     ["transforms", "orders", "evaluation.likelihood"],
     ["vit"],
     ["decoding"],
@@ -35,7 +36,16 @@ ONLY = {
     "lightning": ["module", "callbacks", "data.module", "experiment", "timing", "progress"],
     "jsonargparse": ["config"],
 }
-PURE = ["transforms", "vit", "orders", "decoding", "flow", "evaluation.likelihood", "means"]
+PURE = [
+    "kernels",
+    "transforms",
+    "vit",
+    "orders",
+    "decoding",
+    "flow",
+    "evaluation.likelihood",
+    "means",
+]
 LIGHT = ["errors", "terminal", "config", "space", "study", "__main__"]
 
 MODULES = {

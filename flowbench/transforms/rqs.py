@@ -1,6 +1,7 @@
 r"""The monotonic rational-quadratic spline on [−B, B], the identity outside."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from flowbench.errors import UsageError
-from flowbench.transforms import native
+from flowbench.kernels import rqs as kernel
 from flowbench.transforms.base import widen
 from flowbench.transforms.pick import Pick
 
@@ -71,8 +72,8 @@ class RationalQuadraticSpline:
         if not 0 < self.bound < math.inf:
             raise UsageError(f"rqs-{self.bins}-{self.bound:g}: valid is a finite bound above 0")
         # Known before anything is compiled, which could not look for it.
-        fits = self.bins <= native.MAX_BINS
-        object.__setattr__(self, "native", fits and native.available())
+        fits = self.bins <= kernel.MAX_BINS
+        object.__setattr__(self, "native", fits and kernel.available())
 
     @property
     def name(self) -> str:
@@ -115,15 +116,16 @@ class RationalQuadraticSpline:
         """Map data to noise; see the class."""
         x, params = widen(x, params)
         if self._has_kernel(x):
-            return self._kernel(x, params, inverse=False)
+            alone = not (torch.compiler.is_compiling() or _has_gradients(x, params))
+            return self._kernel(kernel.evaluate if alone else kernel.rqs, x, params, False)
         return self.plain_forward(x, params)
 
     def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Map noise to data; see the class."""
         z, params = widen(z, params)
-        gradients = torch.is_grad_enabled() and (z.requires_grad or params.requires_grad)
-        if self._has_kernel(z) and not gradients:
-            return self._kernel(z, params, inverse=True)
+        if self._has_kernel(z) and not _has_gradients(z, params):
+            compiling = torch.compiler.is_compiling()
+            return self._kernel(kernel.rqs if compiling else kernel.evaluate, z, params, True)
         return self.plain_inverse(z, params)
 
     def plain_forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,11 +145,13 @@ class RationalQuadraticSpline:
     def _has_kernel(self, x: Tensor) -> bool:
         return self.native and x.is_cpu and x.dtype == torch.float32
 
-    def _kernel(self, x: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+    def _kernel(
+        self, run: Callable[..., tuple[Tensor, Tensor]], x: Tensor, params: Tensor, inverse: bool
+    ) -> tuple[Tensor, Tensor]:
         """Run the kernel over x ``[..., D]`` and params ``[..., D, 3K - 1]``."""
         x, planes = self._planes(x, params)
         spline = [self.bins, self.bound, MIN_WIDTH, MIN_SLOPE, MAX_LOG_BEND]
-        out, log_slope = native.rqs(x.flatten(), planes, spline, inverse)
+        out, log_slope = run(x.flatten(), planes, spline, inverse)
         return out.view(x.shape).movedim(0, -1), log_slope.view(x.shape).movedim(0, -1)
 
     def _planes(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
@@ -156,9 +160,9 @@ class RationalQuadraticSpline:
         Shape:
             x ``[..., D]``, params ``[..., D, P]`` -> ``[D, ...]``, ``[P, n]`` with n = D · ...
         """
-        shape = torch.broadcast_shapes(x.shape, params.shape[:-1])
-        planes = params.expand(*shape, -1).movedim((-1, -2), (0, 1))
-        return x.expand(shape).movedim(-1, 0), planes.flatten(1)
+        x, first = torch.broadcast_tensors(x, params[..., 0])
+        planes = params.expand(*first.shape, -1).movedim((-1, -2), (0, 1))
+        return x.movedim(-1, 0), planes.flatten(1)
 
     def _piece(self, inside: Tensor, params: Tensor, axis: int) -> tuple[Tensor, ...]:
         """Find the piece of every feature: its corner, width, height and relative end slopes.
@@ -283,6 +287,10 @@ def _log_slope(xi: Tensor, s: Tensor, a0: Tensor, a1: Tensor) -> Tensor:
     left, middle, right = eta * eta, 2 * xi * eta, xi * xi
     ratio = (a0 * left + middle + a1 * right) / (left + middle + right)
     return torch.log(s * ratio / _denominator(xi, eta, a0, a1).square())
+
+
+def _has_gradients(*tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def _mean_slope(s: Tensor, other: Tensor) -> Tensor:

@@ -1,19 +1,22 @@
-"""The spline's C kernel against the plain operations, which are its oracle."""
+"""The kernels in C against torch's own operations, which are their oracle."""
 
+import copy
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from flowbench.transforms import native
+from flowbench.kernels import rqs as kernel
 from flowbench.transforms.rqs import RationalQuadraticSpline
+from flowbench.vit import CausalTransformer
 
-pytestmark = pytest.mark.skipif(not native.available(), reason="no C compiler on this machine")
+pytestmark = pytest.mark.skipif(not kernel.available(), reason="no C compiler on this machine")
 
 
 def case(bins: int, scale: float, shape: tuple[int, ...] = (3, 37, 5)) -> tuple[Tensor, Tensor]:
@@ -101,16 +104,80 @@ def test_gradients_of_the_inverse_come_from_the_plain_operations() -> None:
     assert params.grad.abs().sum() > 0
 
 
+NETWORK = {"tokens": 9, "features": 5, "width": 64, "layers": 3, "classes": 4}
+
+
+def network(**changes: Any) -> CausalTransformer:
+    """A network whose weights are all awake, and whose head is."""
+    torch.manual_seed(0)
+    net = CausalTransformer(**{"outputs": 37, "heads": 2, **NETWORK, **changes})
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return net
+
+
+@torch.no_grad()
+def steps(net: CausalTransformer, x: Tensor, native: bool) -> Tensor:
+    """All tokens one after the other; x ``[B, T, D]``."""
+    y = torch.arange(len(x)) % 4
+    embedding = net.pos_embed + net.embed_class(y).to(x)
+    cache = net.cache(len(x))
+    assert (cache.packed is not None) == (x.dtype == torch.float32)
+    cache = cache if native else cache._replace(packed=None)
+    parts = [net.step(x[:, t : t + 1], embedding, cache, t) for t in range(x.shape[1])]
+    assert all(layer.isfinite().all() for layer in cache.layers)
+    return torch.cat(parts, 1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"activation": "gelu-tanh"},
+        {"heads": 1},
+        {"width": 128, "heads": 8, "features": 48, "outputs": 23 * 48},
+        {"expansion": 1, "outputs": 1, "layers": 1},
+    ],
+    ids=["plain", "tanh", "head-of-64", "wide", "narrow"],
+)
+@pytest.mark.parametrize("batch", [1, 11, 61, 130])
+def test_a_step_in_c_is_a_step_in_torch(batch: int, changes: dict[str, Any]) -> None:
+    net = network(**changes)
+    x = torch.randn(batch, net.tokens, net.proj_in.in_features)
+    slow, fast = steps(net, x, native=False), steps(net, x, native=True)
+    exact = steps(copy.deepcopy(net).double(), x.double(), native=False)
+    largest = exact.abs().max()
+    assert (fast - exact).abs().max() <= 2e-6 * largest + 3 * (slow - exact).abs().max()
+
+
+def test_threads_and_the_batch_change_no_step() -> None:
+    net = network()
+    x = torch.randn(70, net.tokens, 5)
+    first = steps(net, x, native=True)
+    with threads(3):
+        assert torch.equal(steps(net, x, native=True), first)
+    torch.testing.assert_close(steps(net, x[:4], native=True), first[:4], atol=1e-6, rtol=1e-5)
+
+
+def test_sizes_that_do_not_fill_vectors_are_left_to_torch() -> None:
+    assert network(width=40, heads=1).cache(2).packed is None
+    assert network(width=64, heads=8).cache(2).packed is None
+    assert network().double().cache(2).packed is None
+
+
 def test_a_machine_without_compiler_runs_plain_operations(tmp_path: Path) -> None:
     code = (
-        "import torch; from flowbench.transforms import native, parse;"
-        "print(native.available(), parse('rqs-8').forward(torch.ones(2), torch.zeros(2, 23))[0])"
+        "import torch; from flowbench.flow import Flow; from flowbench.transforms import parse;"
+        "flow = Flow((1, 8, 8), 2, transform='rqs-8', blocks=1, layers=1, width=64);"
+        "print(flow.blocks[0].network.cache(1).packed, flow.inverse(torch.ones(1, 4, 16)).mean(),"
+        "parse('rqs-8').forward(torch.ones(2), torch.zeros(2, 23))[0])"
     )
     environment = {"CC": "no-such-compiler", "XDG_CACHE_HOME": str(tmp_path), "PATH": "/usr/bin"}
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == "False tensor([1., 1.])"
+    assert done.stdout.strip() == "None tensor(1.) tensor([1., 1.])"
 
 
 @contextmanager

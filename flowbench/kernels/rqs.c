@@ -5,9 +5,7 @@
    heights, K - 1 bends. The backward pass recomputes what the forward pass knew: it costs less than
    to write it to memory and to read it back. Names are those of rqs.py. */
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "exp.h"
 
 #define LANES 64
 #define MAX_BINS 128
@@ -24,24 +22,6 @@ typedef struct {
 typedef struct {
     lanes k, p, p_l, p_r, q, q_l, q_r, p_sum, q_sum, r_l, r_r;
 } Piece;
-
-static inline float exp_(float x) { /* Cephes' polynomial: relative error below 2e-7 */
-    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
-    float n = rintf(x * 1.44269504f);
-    float r = x - n * 0.693359375f;
-    r = r + n * 2.12194440e-4f;
-    float y = 1.9875691500e-4f;
-    y = y * r + 1.3981999507e-3f;
-    y = y * r + 8.3334519073e-3f;
-    y = y * r + 4.1665795894e-2f;
-    y = y * r + 1.6666665459e-1f;
-    y = y * r + 5.0000001201e-1f;
-    y = y * r * r + r + 1.0f;
-    int32_t bits = ((int32_t)n + 127) << 23;
-    float scale;
-    memcpy(&scale, &bits, 4);
-    return y * scale;
-}
 
 static void softmax(const float *raw, long stride, int bins, lanes *p) {
     lanes top, sum;

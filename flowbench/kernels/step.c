@@ -1,0 +1,181 @@
+/* One token more through a block's transformer, for many sequences: what sampling does T times.
+
+   The torch path of vit.py takes a dozen small operations a layer, each over all of the batch and
+   each through memory. Here some rows at a time go through all layers while they are in the cache.
+   The weights come packed (step.py): every linear map as panels of NR outputs, [outputs / NR][inputs]
+   [NR], then its biases; outputs are filled up with zeros. A LayerNorm's weight and bias are part
+   of the map behind it. float32 throughout; widths are multiples of LANES. */
+
+#include "exp.h"
+
+#define LANES 16
+#define NR 32  /* columns of a product that are summed up in registers together */
+#define MR 12  /* rows, at most */
+#define TILE 60 /* rows that go through the layers together */
+#define EACH for (int i = 0; i < LANES; i++)
+
+typedef float vec __attribute__((vector_size(4 * LANES)));
+typedef float vec_at __attribute__((vector_size(4 * LANES), aligned(4)));
+
+typedef struct {
+    int features, width, heads, tokens, layers, hidden, outputs, tanh;
+} Network;
+
+static inline int panels(int outputs) { return (outputs + NR - 1) / NR * NR; }
+
+/* Rows of a through one panel; rows is known when this is compiled. */
+static inline __attribute__((always_inline)) void panel(const int rows, const float *w,
+                                                        const float *bias, int inputs,
+                                                        const float *a, int lda, float *out,
+                                                        int ldo, int add) {
+    vec acc[MR][2];
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
+        for (int c = 0; c < 2; c++) {
+            acc[r][c] = *(const vec_at *)(bias + c * LANES);
+            if (add) acc[r][c] += *(const vec_at *)(out + r * ldo + c * LANES);
+        }
+    for (int k = 0; k < inputs; k++) {
+        vec left = *(const vec_at *)(w + k * NR), right = *(const vec_at *)(w + k * NR + LANES);
+#pragma GCC unroll 12
+        for (int r = 0; r < rows; r++) {
+            acc[r][0] += a[r * lda + k] * left;
+            acc[r][1] += a[r * lda + k] * right;
+        }
+    }
+#pragma GCC unroll 12
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 2
+        for (int c = 0; c < 2; c++) *(vec_at *)(out + r * ldo + c * LANES) = acc[r][c];
+}
+
+#define CASE(n) \
+    case n: panel(n, w, bias, inputs, a, lda, out, ldo, add); break;
+
+static void some_rows(int rows, const float *w, const float *bias, int inputs, const float *a,
+                      int lda, float *out, int ldo, int add) {
+    switch (rows) {
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+        CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+    }
+}
+
+/* out = a wᵀ + bias, or that added to out; gives the weights behind. */
+static const float *linear(const float *w, int inputs, int outputs, int rows, const float *a,
+                           int lda, float *out, int ldo, int add) {
+    const int wide = panels(outputs);
+    const float *bias = w + (long)inputs * wide;
+    const int parts = (rows + MR - 1) / MR; /* of rows, all about as high */
+    for (int n = 0; n < wide; n += NR)
+        for (int p = 0; p < parts; p++) {
+            const int from = rows * p / parts, to = rows * (p + 1) / parts;
+            some_rows(to - from, w + (long)n * inputs, bias + n, inputs, a + from * lda, lda,
+                      out + from * ldo + n, ldo, add);
+        }
+    return bias + wide;
+}
+
+static inline float total(float *lanes) {
+    for (int n = LANES / 2; n; n /= 2)
+        for (int i = 0; i < n; i++) lanes[i] += lanes[i + n];
+    return lanes[0];
+}
+
+static void normalize(const float *x, int n, float *out) {
+    float mean[LANES] = {0}, square[LANES] = {0};
+    for (int j = 0; j < n; j += LANES) EACH mean[i] += x[j + i];
+    const float m = total(mean) / n;
+    for (int j = 0; j < n; j += LANES) EACH square[i] += (x[j + i] - m) * (x[j + i] - m);
+    const float scale = 1 / sqrtf(total(square) / n + 1e-5f);
+    for (int j = 0; j < n; j++) out[j] = (x[j] - m) * scale;
+}
+
+static inline float gelu(float x) { /* erf by Abramowitz and Stegun 7.1.26, within 1.5e-7 */
+    float z = fabsf(x) * 0.70710678f, u = 1 / (1 + 0.3275911f * z);
+    float tail = u * (0.254829592f +
+                      u * (-0.284496736f +
+                           u * (1.421413741f + u * (-1.453152027f + u * 1.061405429f))));
+    tail *= exp_(-z * z) * 0.5f * x;
+    return x < 0 ? tail : x - tail;
+}
+
+static inline float gelu_tanh(float x) {
+    return x / (1 + exp_(-1.5957691f * (x + 0.044715f * x * x * x)));
+}
+
+/* Softmax of q kᵀ over the first `seen` tokens, times v: one head of one sequence. */
+static inline __attribute__((always_inline)) void attend(const float *q, const float *k,
+                                                         const float *v, int seen, const int size,
+                                                         float scale, float *scores, float *out) {
+    float high = -INFINITY, sum = 0;
+    for (int t = 0; t < seen; t++) {
+        float dot[LANES] = {0};
+        for (int j = 0; j < size; j += LANES) EACH dot[i] += q[j + i] * k[t * size + j + i];
+        scores[t] = total(dot) * scale;
+        high = scores[t] > high ? scores[t] : high;
+    }
+    for (int t = 0; t < seen; t++) scores[t] = exp_(scores[t] - high);
+    for (int t = 0; t < seen; t++) sum += scores[t];
+    for (int j = 0; j < size; j += LANES) {
+        vec mean = {0};
+        for (int t = 0; t < seen; t++) mean += scores[t] * *(const vec_at *)(v + t * size + j);
+        *(vec_at *)(out + j) = mean / sum;
+    }
+}
+
+/* Rows `start` to before `end` of a batch take token t.
+
+   x [batch] rows of features, x_stride apart; embedding likewise of width; cache a pointer for each
+   layer to [2][batch][heads][tokens][width / heads]; out [batch][outputs]; scratch for this call. */
+void step(const Network *net, const float *weights, const float *x, long x_stride,
+          const float *embedding, long embedding_stride, float *const *cache, long batch, int t,
+          long start, long end, float *out, float *scratch) {
+    const int C = net->width, H = net->heads, T = net->tokens, size = C / H;
+    const int most = net->hidden > 3 * C ? net->hidden : 3 * C, wide = panels(net->outputs);
+    const int high = most > wide ? most : wide;
+    float *stream = scratch, *normed = stream + TILE * C, *inner = normed + TILE * C;
+    float *scores = inner + TILE * high;
+    const long tiles = (end - start + TILE - 1) / TILE, whole = end - start;
+    for (long tile = 0; tile < tiles; tile++) {
+        const long first = start + whole * tile / tiles;
+        const int rows = start + whole * (tile + 1) / tiles - first;
+        for (int r = 0; r < rows; r++)
+            memcpy(stream + r * C, embedding + (first + r) * embedding_stride, C * sizeof(float));
+        const float *w = linear(weights, net->features, C, rows, x + first * x_stride, x_stride,
+                                stream, C, 1);
+        for (int layer = 0; layer < net->layers; layer++) {
+            for (int r = 0; r < rows; r++) normalize(stream + r * C, C, normed + r * C);
+            w = linear(w, C, 3 * C, rows, normed, C, inner, high, 0);
+            for (int r = 0; r < rows; r++)
+                for (int h = 0; h < H; h++) {
+                    float *k = cache[layer] + ((first + r) * H + h) * T * size;
+                    float *v = k + batch * H * T * size;
+                    const float *q = inner + r * high + h * size;
+                    memcpy(k + t * size, q + C, size * sizeof(float));
+                    memcpy(v + t * size, q + 2 * C, size * sizeof(float));
+                    const float scale = 1 / sqrtf(size);
+                    float *mean = normed + r * C + h * size;
+                    if (size == 64) /* as usual: known when this is compiled */
+                        attend(q, k, v, t + 1, 64, scale, scores, mean);
+                    else
+                        attend(q, k, v, t + 1, size, scale, scores, mean);
+                }
+            w = linear(w, C, C, rows, normed, C, stream, C, 1);
+            for (int r = 0; r < rows; r++) normalize(stream + r * C, C, normed + r * C);
+            w = linear(w, C, net->hidden, rows, normed, C, inner, high, 0);
+            for (int r = 0; r < rows; r++) {
+                float *row = inner + r * high;
+                if (net->tanh)
+                    for (int j = 0; j < net->hidden; j++) row[j] = gelu_tanh(row[j]);
+                else
+                    for (int j = 0; j < net->hidden; j++) row[j] = gelu(row[j]);
+            }
+            w = linear(w, net->hidden, C, rows, inner, high, stream, C, 1);
+        }
+        linear(w, C, net->outputs, rows, stream, C, inner, high, 0);
+        for (int r = 0; r < rows; r++)
+            memcpy(out + (first + r) * net->outputs, inner + r * high,
+                   net->outputs * sizeof(float));
+    }
+}

@@ -1,0 +1,137 @@
+"""A block's transformer for one token of many sequences, as sampling needs it: ``step.c``."""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flowbench.kernels.build import library, share
+
+LANES, PANEL, TILE = 16, 32, 60
+GRAIN = 16
+"""Sequences below which a second thread costs more than it brings."""
+
+
+class Sizes(NamedTuple):
+    """What the kernel has to know of a network, in the order of its struct."""
+
+    features: int
+    width: int
+    heads: int
+    tokens: int
+    layers: int
+    hidden: int
+    outputs: int
+    tanh: bool
+    """Whether GELU is by its tanh approximation."""
+
+
+class _Network(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int) for name in Sizes._fields)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A network's weights, as the kernel reads them.
+
+    Args:
+        sizes: The network's.
+        weights: All of them in a row.
+    """
+
+    sizes: Sizes
+    weights: Tensor
+
+    def step(self, x: Tensor, embedding: Tensor, cache: Sequence[Tensor], t: int) -> Tensor:
+        """Run token t of every sequence through the network.
+
+        Args:
+            x: The token.
+            embedding: What is added to it in the first layer.
+            cache: Keys and values of each layer; those of token t are written.
+            t: Its place.
+
+        Shape:
+            x ``[B, D]``, embedding ``[B, C]``, cache ``[2, B, H, T, C/H]`` -> ``[B, outputs]``
+        """
+        kernel = library("step").step  # type: ignore[union-attr]
+        sizes, batch = self.sizes, len(x)
+        x = x if x.stride(1) == 1 else x.contiguous()
+        out = x.new_empty(batch, sizes.outputs)
+        network = ctypes.byref(_Network(*sizes))
+        layers = (ctypes.c_void_p * len(cache))(*(layer.data_ptr() for layer in cache))
+        widest = max(3 * sizes.width, sizes.hidden, _wide(sizes.outputs))
+        scratch = TILE * (2 * sizes.width + widest) + sizes.tokens
+
+        def work(start: int, end: int) -> None:
+            room = x.new_empty(scratch)
+            kernel(
+                network,
+                _pointer(self.weights),
+                _pointer(x),
+                ctypes.c_long(x.stride(0)),
+                _pointer(embedding),
+                ctypes.c_long(embedding.stride(0)),
+                layers,
+                ctypes.c_long(batch),
+                ctypes.c_int(t),
+                ctypes.c_long(start),
+                ctypes.c_long(end),
+                _pointer(out),
+                _pointer(room),
+            )
+
+        share(work, batch, GRAIN)
+        return out
+
+
+def _pointer(tensor: Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def fits(sizes: Sizes, weight: Tensor) -> bool:
+    """Whether the kernel can run a network of these sizes, whose weights are like this one."""
+    vectors = sizes.width, sizes.width // sizes.heads, sizes.hidden
+    plain = weight.is_cpu and weight.dtype == torch.float32
+    return plain and all(n % LANES == 0 for n in vectors) and library("step") is not None
+
+
+def pack(
+    sizes: Sizes,
+    first: nn.Linear,
+    layers: Sequence[Sequence[tuple[nn.LayerNorm | None, nn.Linear]]],
+    last: nn.Linear,
+) -> Packed:
+    """Lay out the weights of a network.
+
+    Args:
+        sizes: The network's.
+        first: Map of the features.
+        layers: The maps of every layer, each with the LayerNorm before it, if any.
+        last: Map to the outputs.
+    """
+    maps = [(None, first), *(each for layer in layers for each in layer), (None, last)]
+    parts = [part for norm, linear in maps for part in _panels(*_folded(norm, linear))]
+    return Packed(sizes, torch.cat([part.flatten() for part in parts]))
+
+
+def _folded(norm: nn.LayerNorm | None, linear: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Take a LayerNorm's weight and bias into the map behind it."""
+    weight, bias = linear.weight.detach(), linear.bias.detach()
+    if norm is None:
+        return weight, bias
+    return weight * norm.weight.detach(), bias + weight @ norm.bias.detach()
+
+
+def _panels(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Cut ``[outputs, inputs]`` to ``[outputs / PANEL, inputs, PANEL]``, filled up with zeros."""
+    missing = _wide(len(weight)) - len(weight)
+    weight = nn.functional.pad(weight, (0, 0, 0, missing))
+    return weight.unflatten(0, (-1, PANEL)).mT, nn.functional.pad(bias, (0, missing))
+
+
+def _wide(outputs: int) -> int:
+    return -(-outputs // PANEL) * PANEL
