@@ -1,4 +1,4 @@
-"""One step of training: TarFlow's way, and flows of several transforms, precisions and compilers."""
+"""One step of training: TarFlow's way, and flows of several transforms and precisions."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
