@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import tiny
 import torch
 from plain_flow import PlainFlow, wake
 
@@ -298,6 +299,7 @@ def test_the_study_of_the_benchmark_is_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@tiny.LIBRARIES[0]
 def test_a_sweep_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     base = {**sweeping.STUDY["base"], "model": {"transform": "affine", **MODEL, "layers": 1}}
     base["trainer"] = {"max_epochs": 1, "limit_train_batches": 2, "accelerator": "cpu"}
