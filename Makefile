@@ -12,7 +12,7 @@ ARGS   ?=
 
 SWEEPS := sweep-bins sweep-blocks sweep-blocks-matched sweep-layers sweep-search sweep-timing sweep-sampling
 
-.PHONY: help install test test-all check train compare-affine-rqs $(SWEEPS) report ui clean
+.PHONY: help install test test-all check train compare-affine-rqs $(SWEEPS) bench report ui clean
 
 help: ## Show this list
 	@echo "usage: make TARGET [SCALE=quick|full] [STUDY=name] [ARGS='further options']"
@@ -54,6 +54,11 @@ sweep-timing: ## Seconds per epoch, one flow after the other, alone on the machi
 sweep-sampling: ## Guided and denoised samples of affine and spline flows
 $(SWEEPS): sweep-%: $(READY)
 	$(BIN)/flowbench sweep sweeps/$*.yaml --scale $(SCALE) $(ARGS)
+
+bench: $(READY) ## Measure all that needs no trained run, alone on the machine: about half an hour
+	for subject in transform train sample sweep report start; do \
+	  $(BIN)/flowbench bench $$subject $(ARGS) || exit 1; \
+	done
 
 report: $(READY) ## Make the figures of a recorded study again: make report STUDY=name
 	$(BIN)/flowbench report $(STUDY) $(ARGS)

@@ -14,6 +14,16 @@ from flowbench.terminal import Parser, natural, positive, say
 
 INTERRUPTED = 130
 RESULTS = Path("results")
+BENCHES = {
+    "transform": (10, "the spline against other libraries'"),
+    "train": (5, "a step of training, and what bf16 does to the loss"),
+    "sample": (5, "drawing images"),
+    "decoding": (10, "ways to decode runs' flows"),
+    "sweep": (1, "a study with one worker and with two"),
+    "report": (3, "the report of 200 runs"),
+    "start": (10, "the command line's start, and reading MNIST"),
+}
+"""Subjects of ``bench``: their usual number of repeats, and what they measure."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -248,30 +258,25 @@ def ui(arguments: Sequence[str]) -> None:
 
 
 def bench(arguments: Sequence[str]) -> None:
-    """Measure splines against other libraries', or ways to decode runs' flows; all by turns."""
+    """Measure splines, training, sampling, sweeps, reports: what is compared takes turns."""
     parser = _parser("bench", bench)
-    parser.add_argument("subject", choices=("transform", "decoding"), help="what to measure")
+    told = "; ".join(f"{name}: {words}" for name, (_, words) in BENCHES.items())
+    parser.add_argument("subject", choices=BENCHES, help=told)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="decoding: runs or checkpoints")
-    parser.add_argument("--repeats", type=positive, default=10, help="rounds that count")
+    usual = ", ".join(f"{name} {repeats}" for name, (repeats, _) in BENCHES.items())
+    parser.add_argument("--repeats", type=positive, help=f"rounds that count; default: {usual}")
     _add_results(parser)
     parsed = parser.parse_args(arguments)
     if bool(parsed.runs) != (parsed.subject == "decoding"):
-        raise UsageError("bench decoding takes runs or checkpoints, bench transform none")
+        raise UsageError("bench decoding takes runs or checkpoints, the other subjects none")
     say("loading torch")
-    from flowbench.bench import decoding, transform
+    from flowbench.bench import subjects
     from flowbench.bench.record import record
-    from flowbench.checkpoint import load
-    from flowbench.tracking.store import Store
 
-    if parsed.subject == "transform":
-        rows = transform.rows(parsed.repeats)
-    else:
-        store = Store(parsed.results)
-        modules = [load(store.checkpoint_of(run)) for run in parsed.runs]
-        named = [(module.experiment.model.transform, module.flow) for module in modules]
-        rows = decoding.rows(named, parsed.repeats)
-    for path in record(parsed.subject, rows, parsed.results):
-        print(path)
+    repeats = parsed.repeats or BENCHES[parsed.subject][0]
+    for name, rows in subjects.tables(parsed.subject, parsed.runs, repeats, parsed.results):
+        for path in record(name, rows, parsed.results):
+            print(path)
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

@@ -32,6 +32,11 @@ def limits() -> dict[str, float]:
     }
 
 
+def fastest(*measured: dict[str, float]) -> dict[str, float]:
+    """What was reached at best, of limits that were measured at several times."""
+    return {name: max(rates[name] for rates in measured) for name in measured[0]}
+
+
 def facts() -> dict[str, str | int]:
     """Device, threads, versions and commit, for every row of a record."""
     told = provenance()

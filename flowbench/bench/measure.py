@@ -1,7 +1,9 @@
 """Seconds and memory of things done in turns."""
 
+import ctypes
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
@@ -49,6 +51,7 @@ def peak_memory(work: Work) -> float:
     """
     work()  # what stays, like workspaces and code, is there now
     _wait()
+    _give_back()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
@@ -76,6 +79,12 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
         "seconds_least": min(values),
         "repeats": len(values),
     }
+
+
+def _give_back() -> None:
+    """Let glibc give freed memory back: what it keeps for later would hide what is needed again."""
+    with suppress(AttributeError, OSError, TypeError):  # other systems' libraries
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _wait() -> None:

@@ -10,18 +10,20 @@ from rich.table import Table
 
 from flowbench.bench.machine import facts, limits
 from flowbench.report import style
-from flowbench.report.bars import bars
+from flowbench.report.bars import bars, unit
 
+TIMES = {"seconds": "{}", "seconds_low": "quartile 1", "seconds_high": "quartile 3"}
 SHOWN = {
-    "seconds": ("ms", 1e3, "{:.1f}"),
-    "seconds_low": ("quartile 1", 1e3, "{:.1f}"),
-    "seconds_high": ("quartile 3", 1e3, "{:.1f}"),
     "images_per_second": ("images/s", 1, "{:.0f}"),
     "ratio": ("ratio", 1, "{:.2f}"),
+    "ratio_to_affine": ("to affine", 1, "{:.2f}"),
     "peak_bytes": ("peak MiB", 2**-20, "{:.0f}"),
     "peak_ratio": ("peak ratio", 1, "{:.2f}"),
     "sweeps_per_block": ("sweeps/block", 1, "{:.1f}"),
     "error": ("largest error", 1, "{:.1e}"),
+    "val_loss": ("validation loss", 1, "{:.4f}"),
+    "difference": ("difference", 100, "{:+.2f} %"),
+    "overhead": ("overhead of a trial in s", 1, "{:.1f}"),
     "share": ("share of matmul rate", 1, "{:.2f}"),
 }
 
@@ -29,10 +31,15 @@ SHOWN = {
 def record(subject: str, rows: Iterable[dict[str, Any]], results: Path) -> list[Path]:
     """Print the rows, and write them with what the machine can do to ``results/bench``.
 
+    Rows that have measured what the machine can do themselves keep that.
+
     Returns:
         The files written.
     """
-    table = pd.DataFrame(rows).assign(**limits(), **facts())
+    table = pd.DataFrame(rows)
+    if "copy" not in table:
+        table = table.assign(**limits())
+    table = table.assign(**facts())
     directory = results / "bench"
     directory.mkdir(parents=True, exist_ok=True)
     csv, png = directory / f"{subject}.csv", directory / f"{subject}.png"
@@ -43,7 +50,9 @@ def record(subject: str, rows: Iterable[dict[str, Any]], results: Path) -> list[
 
 
 def _show(table: pd.DataFrame) -> None:
-    columns = {key: how for key, how in SHOWN.items() if key in table}
+    name, scale = unit(table)
+    times = {key: (words.format(name), scale, "{:.1f}") for key, words in TIMES.items()}
+    columns = {key: how for key, how in {**times, **SHOWN}.items() if key in table}
     shown = Table("setting", "case", *(name for name, _, _ in columns.values()))
     for _, row in table.iterrows():
         cells = [

@@ -51,7 +51,7 @@ def _splines(bins: int) -> dict[str, Spline]:
         if find_spec(name):
             found[name] = partial(_PEER[name], bins)
         else:
-            say(f"{name} is not installed and left out: pip install {name}")
+            say(f"{name} is not installed and left out: pip install 'flowbench[peers]'")
     return found
 
 

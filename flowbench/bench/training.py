@@ -1,0 +1,159 @@
+"""One step of training: TarFlow's way, and flows of several transforms and precisions."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from flowbench.bench.flows import CLASSES, MODEL, SHAPE, device
+from flowbench.bench.machine import fastest, limits
+from flowbench.bench.measure import peak_memory, seconds, spread
+from flowbench.bench.tarflow import TarFlow
+from flowbench.config import Data, Experiment, build
+from flowbench.data import load
+from flowbench.evaluation import likelihood
+from flowbench.flow import Flow
+from flowbench.module import FlowModule
+
+BATCH = 256
+RATE = 1e-4
+"""Learning rate: no matter for the time, and small enough for one batch again and again."""
+BASELINE = "TarFlow's way, float32"
+RATIOS = "TarFlow's way's seconds / these; to affine: those of affine, precision alike / these"
+Batch = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A flow that is trained, in which precision, compiled by torch or not."""
+
+    transform: str
+    precision: str = "float32"
+    compile: bool = False
+
+    @property
+    def name(self) -> str:
+        """What it is called in the table."""
+        return f"{self.transform}, {self.precision}" + (", compiled" if self.compile else "")
+
+
+CASES = (
+    Case("affine"),
+    Case("rqs-8"),
+    Case("rqs-32"),
+    Case("affine", "bf16"),
+    Case("rqs-8", "bf16"),
+    Case("rqs-32", "bf16"),
+    Case("affine", "bf16", compile=True),
+    Case("rqs-8", "bf16", compile=True),
+)
+
+
+def rows(repeats: int) -> Iterator[dict[str, Any]]:
+    """Measure; a row for each case: times, images per second, ratios, share of the machine's rate.
+
+    A step is the loss of a batch, its gradient, clipping and fused AdamW, as in any run. The share
+    is that of the step's matrix products, at the rate at which the machine multiplies matrices of
+    the same precision, in the step's time. TarFlow's way differs in the flow alone: clipping and
+    AdamW are ours.
+    """
+    batch = digits(BATCH)
+    before = limits()
+    steps: dict[str, Callable[[], None]] = {BASELINE: tarflow_step(batch)}
+    steps |= {case.name: step(case, batch) for case in CASES}
+    taken = seconds(steps, repeats, warmup=2)
+    memory = {name: peak_memory(work) for name, work in steps.items()}
+    rates = fastest(before, limits())
+    middle = {name: spread(times)["seconds"] for name, times in taken.items()}
+    for name, case in {BASELINE: None, **{case.name: case for case in CASES}}.items():
+        precision = case.precision if case else "float32"
+        work = products(partial(Flow, transform=case.transform) if case else TarFlow)
+        row = {
+            "case": name,
+            "setting": f"batch {BATCH}",
+            **spread(taken[name]),
+            "images_per_second": BATCH / middle[name],
+            "ratio": middle[BASELINE] / middle[name],
+            "ratio_of": RATIOS,
+            "flop": work,
+            "share": work / middle[name] / rates[f"matmul_{precision}"],
+            "peak_bytes": memory[name],
+            **rates,
+        }
+        if case:
+            row["ratio_to_affine"] = middle[Case("affine", precision).name] / middle[name]
+        yield row
+
+
+def digits(count: int) -> Batch:
+    """The first training images of mnist-5k and their labels."""
+    train = load(Data("mnist-5k")).train
+    assert train.labels is not None
+    return train.pixels[:count].to(device()), train.labels[:count].to(device())
+
+
+def experiment(transform: str, **trainer: Any) -> Experiment:
+    """Build the experiment whose steps are measured."""
+    model = {"transform": transform, **MODEL}
+    return build({"model": model, "data": {"batch": BATCH}, "trainer": trainer})
+
+
+def step(case: Case, batch: Batch) -> Callable[[], None]:
+    """Make a case's training step, as Lightning would run it under its precision."""
+    torch.manual_seed(0)
+    module = FlowModule(experiment(case.transform), SHAPE, CLASSES).to(device())
+    if case.compile:
+        module.flow.compile()
+
+    def loss() -> Tensor:
+        bf16 = case.precision == "bf16"
+        with torch.autocast(device().type, torch.bfloat16, enabled=bf16):
+            return module.training_step(batch, 0)
+
+    return _step(module, module.flow, loss)
+
+
+def tarflow_step(batch: Batch) -> Callable[[], None]:
+    """Make the step of the baseline."""
+    torch.manual_seed(0)
+    module = FlowModule(experiment("affine"), SHAPE, CLASSES).to(device())
+    flow = TarFlow.of(module.flow)
+    pixels, y = batch
+
+    def loss() -> Tensor:
+        z, log_det = flow(module.dequantise(pixels), y)
+        return 0.5 * z.square().mean() - log_det.mean()
+
+    return _step(module, flow, loss)
+
+
+def _step(module: FlowModule, flow: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
+    module.flow = flow  # type: ignore[assignment]  # the baseline's gradients are clipped alike
+    adam = torch.optim.AdamW(flow.parameters(), lr=RATE, betas=(0.9, 0.95), fused=True)
+
+    def work() -> None:
+        adam.zero_grad()
+        loss().backward()
+        module.configure_gradient_clipping(adam)
+        adam.step()
+
+    return work
+
+
+def products(make: Callable[..., nn.Module]) -> int:
+    """Count the FLOPs of all matrix products of a step, forward and backward, attention's too.
+
+    They are counted on a plain flow without memory: neither kernels of our own nor a compiler hide
+    any, nor does precision matter.
+    """
+    with torch.device("meta"):
+        flow = make(SHAPE, CLASSES, **MODEL)
+        images, y = torch.empty(BATCH, *SHAPE), torch.empty(BATCH, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        prior, logdet = likelihood.objective(*flow(images, y))
+        (prior - logdet).backward()
+    return counter.get_total_flops()
