@@ -175,6 +175,9 @@ class Experiment:
     """Seconds of training, counted as seconds_per_epoch counts them, after which it ends and over
     which the learning rate falls; null: trainer.max_epochs decides. Where both are given the
     earlier ends it: trainer.max_epochs = -1 is no limit."""
+    compile: bool = False
+    """Train with torch.compile: pays on a GPU, for the minutes that it adds to the first epoch; its
+    kernels are kept for later runs. On a CPU it gains nothing."""
 
     def __post_init__(self) -> None:
         _check(0 <= self.seed < 2**32, "seed", self.seed, "an integer in [0, 2^32)")

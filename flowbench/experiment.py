@@ -36,6 +36,7 @@ from flowbench.evaluation.likelihood import bits_per_dim
 from flowbench.evaluation.protocol import Evaluation
 from flowbench.evaluation.sampling import Sampling, draw_classes, grid
 from flowbench.flow import Flow
+from flowbench.kernels import memory
 from flowbench.module import FlowModule
 from flowbench.progress import EpochLines
 from flowbench.terminal import say
@@ -247,6 +248,7 @@ def make_trainer(experiment: Experiment) -> Trainer:
         told = ", ".join(f"{key} = {value!r}" for key, value in ends.items())
         valid = "one of them ends the training, an integer above 0, or seconds does"
         raise UsageError(f"{told} is not valid: {valid}")
+    memory.keep()
     try:
         return Trainer(
             **{"devices": 1, "num_sanity_val_steps": 0, "max_epochs": -1, **QUIET, **options},

@@ -79,6 +79,11 @@ class FlowModule(LightningModule):
         self.trained.add(len(y), **_losses("train", prior, logdet))
         return loss
 
+    def on_fit_start(self) -> None:
+        """Compile the flow, in place, where the experiment says so."""
+        if self.experiment.compile:
+            self.flow.compile()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put beside the weights what is needed to build the flow again, as plain values."""
         checkpoint["flowbench"] = {

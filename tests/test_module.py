@@ -127,6 +127,13 @@ def test_the_gradient_is_clipped_and_its_norm_recorded_before() -> None:
     assert module.trained.take()["grad_norm"] > 0.01
 
 
+@pytest.mark.parametrize("wanted", [False, True])
+def test_only_an_experiment_that_says_so_is_compiled(wanted: bool) -> None:
+    module = FlowModule(tiny.experiment(compile=wanted), (1, 28, 28), 10)
+    module.on_fit_start()
+    assert (module.flow._compiled_call_impl is not None) == wanted
+
+
 def test_noise_follows_from_its_place_alone() -> None:
     module = FlowModule(tiny.experiment(), (1, 28, 28), 10)
 
