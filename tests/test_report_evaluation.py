@@ -272,7 +272,7 @@ def test_the_evaluation_follows_the_training_and_figures_are_numbered_through(
     recorded: Recorded,
 ) -> None:
     training, evaluation = (Drawn([Picture(f"{n}.png", "", n)], []) for n in ("one", "two"))
-    blocks = list(page(STUDY, recorded.runs, training, evaluation))
+    blocks = list(page(STUDY, recorded.runs, training, evaluation, Drawn([], []), []))
     heads = [block.text for block in blocks if isinstance(block, Heading)]
     assert heads[:5] == ["Summary by transform", "Claims", "Training", "Evaluation", "Runs"]
     captions = [block.caption for block in blocks if isinstance(block, Picture)]
@@ -282,7 +282,7 @@ def test_the_evaluation_follows_the_training_and_figures_are_numbered_through(
 def test_pages_of_mixed_extractors_warn(recorded: Recorded) -> None:
     runs = recorded.runs.copy()
     runs.loc[0, "extractor_digits"] = "abcdef01"
-    blocks = page(STUDY, runs, Drawn([], []), Drawn([], []))
+    blocks = page(STUDY, runs, Drawn([], []), Drawn([], []), Drawn([], []), [])
     (warning,) = (b.text for b in blocks if isinstance(b, Paragraph) and b.lead == "Mixed runs.")
     assert "extractor of digits" in warning
     assert "kept apart" in warning
