@@ -40,36 +40,33 @@ def quality(objectives: Mapping[str, str], runs: pd.DataFrame) -> Quality:
     return Quality(metric, sign=-1 if objectives.get(metric) == "maximize" else 1)
 
 
-def measured(metric: str, runs: pd.DataFrame) -> pd.DataFrame:
-    """The finished runs that have this metric and a time."""
-    known = finished(runs)
-    return known.dropna(subset=[metric, SECONDS]) if metric in known else known[:0]
+def measured(aim: Quality, objectives: Mapping[str, str], recorded: Recorded) -> pd.DataFrame:
+    """The finished runs that have both, and the ``settings`` of each, pairs of name and text.
+
+    Those are the parameters of its trial, or where these are not recorded what tells runs apart.
+    """
+    runs = finished(recorded.runs)
+    runs = runs.dropna(subset=[aim.metric, SECONDS]) if aim.metric in runs else runs[:0]
+    varied = parameters(objectives, recorded.search["trials"]).to_dict("index")
+    return runs.assign(settings=[_settings(run, varied) for run in runs.to_dict("records")])
 
 
-def configurations(objectives: Mapping[str, str], recorded: Recorded) -> pd.DataFrame:
+def configurations(runs: pd.DataFrame, aim: Quality) -> pd.DataFrame:
     """A row a configuration, the fastest first.
 
     Args:
-        objectives: What the study is after.
-        recorded: Its runs and trials.
+        runs: The runs that have both.
+        aim: What is weighed against the time.
 
     Returns:
-        ``settings`` as pairs of name and text: the parameters of its trials, or else what tells
-        runs apart; ``transform blocks parameters``; means over the runs of the metric of
-        ``quality`` and of ``seconds_per_epoch``; the number of ``runs``, the numbers of the
-        ``trials``; whether it is on the ``front``.
+        ``settings``, ``transform`` and ``blocks``; means over the runs of quality and time; the
+        number of ``runs``, the numbers of the ``trials``; whether it is on the ``front``.
     """
-    aim = quality(objectives, recorded.runs)
-    runs = measured(aim.metric, recorded.runs)
-    varied = parameters(objectives, recorded.search["trials"]).to_dict("index")
-    settings = [_settings(run, varied) for run in runs.to_dict("records")]
     table = (
-        runs.assign(settings=settings)
-        .groupby("settings", sort=False)
+        runs.groupby("settings", sort=False)
         .agg(
             transform=("transform", "first"),
             blocks=("blocks", "first"),
-            parameters=("parameters", "first"),
             **{name: (name, "mean") for name in (aim.metric, SECONDS)},
             runs=("run_id", "count"),
             trials=("trial", lambda numbers: ", ".join(map(plain, sorted(set(numbers.dropna()))))),

@@ -1,7 +1,11 @@
 """Figure of quality against time: every configuration, and those that no other beats in both."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -21,19 +25,21 @@ def pareto(table: pd.DataFrame, runs: pd.DataFrame, metric: str) -> Figure:
 
     Args:
         table: The configurations.
-        runs: Their runs.
+        runs: Their runs, with the ``settings`` of their configurations.
         metric: What is drawn against seconds per epoch.
     """
     looks = style.looks(table["transform"])
-    figure = Figure(figsize=(style.COLUMN * 1.35, 3.6), layout="constrained")
+    figure = Figure(figsize=(style.COLUMN * 1.4, 3.5), layout="constrained")
     axes = figure.subplots()
     if (table["runs"] > 1).any():
-        for name, own in runs.groupby("transform"):
-            axes.scatter(own[SECONDS], own[metric], s=3, color=looks[name].colour, linewidth=0)
+        _single(axes, runs, metric, looks)
     front = table[table["front"]]
-    axes.step(
-        front[SECONDS], front[metric], where="post", color=style.GREY, linewidth=0.9, zorder=2
-    )
+    line: dict[str, Any] = {
+        "color": style.GREY,
+        "linewidth": 0.9,
+        "label": "beaten by none in both",
+    }
+    axes.step(front[SECONDS], front[metric], where="post", zorder=2, **line)
     for name, look in looks.items():
         own = table[table["transform"] == name]
         axes.scatter(
@@ -42,7 +48,6 @@ def pareto(table: pd.DataFrame, runs: pd.DataFrame, metric: str) -> Figure:
             s=areas(own["blocks"], table["blocks"]),
             marker=look.marker,
             color=look.colour,
-            alpha=0.85,
             edgecolor="white",
             linewidth=0.6,
             zorder=3,
@@ -50,27 +55,36 @@ def pareto(table: pd.DataFrame, runs: pd.DataFrame, metric: str) -> Figure:
     if table[SECONDS].max() > WIDE * table[SECONDS].min():
         axes.set_xscale("log")
     axes.set(xlabel="Time per epoch (s)", ylabel=metric_label(metric))
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=look.colour,
-            marker=look.marker,
-            markersize=5,
-            linestyle="none",
-            label=look.label,
+    handles = [_mark(look.label, look.colour, look.marker, 5) for look in looks.values()]
+    handles.append(Line2D([], [], **line))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3)
+    if sizes := _sizes(table["blocks"]):
+        handles = [_mark(label, style.GREY, "o", size) for label, size in sizes]
+        figure.legend(
+            handles=handles,
+            loc="outside right upper",
+            title="Blocks",
+            labelspacing=0.9,
+            handlelength=1.5,
         )
-        for look in looks.values()
-    ]
-    handles += [
-        Line2D([], [], color=style.GREY, marker="o", markersize=size, linestyle="none", label=label)
-        for label, size in _sizes(table["blocks"])
-    ]
-    handles.append(Line2D([], [], color=style.GREY, linewidth=0.9, label="not beaten in both"))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=4, columnspacing=1.2, handletextpad=0.4
-    )
     return figure
+
+
+def _single(axes: Axes, runs: pd.DataFrame, metric: str, looks: Mapping[str, style.Look]) -> None:
+    """Draw every run as a dot, tied to the mean of its configuration."""
+    for _, own in runs.groupby("settings"):
+        colour = looks[own["transform"].iloc[0]].colour
+        x, y = own[SECONDS], own[metric]
+        for end in zip(x, y, strict=True):
+            ties = zip((x.mean(), y.mean()), end, strict=True)
+            axes.plot(*ties, color=colour, linewidth=0.4, zorder=1)
+        axes.plot(x, y, ".", color=colour, markersize=3, zorder=2)
+
+
+def _mark(label: str, colour: str, marker: str, size: float) -> Line2D:
+    return Line2D(
+        [], [], label=label, color=colour, marker=marker, markersize=size, linestyle="none"
+    )
 
 
 def areas(blocks: pd.Series, all_blocks: pd.Series) -> np.ndarray:
@@ -87,5 +101,5 @@ def _sizes(blocks: pd.Series) -> list[tuple[str, float]]:
     if len(known) < 2:
         return []
     shown = pd.Series(sorted({known[0], known[len(known) // 2], known[-1]}))
-    names = [f"{count:.0f} block{'' if count == 1 else 's'}" for count in shown]
+    names = [f"{count:.0f}" for count in shown]
     return list(zip(names, np.sqrt(areas(shown, blocks)), strict=True))

@@ -11,7 +11,7 @@ from flowbench.report.files import Recorded
 from flowbench.report.front import SECONDS, configurations, measured, quality
 from flowbench.report.importances import importances
 from flowbench.report.labels import label, metric_label, ordered, short
-from flowbench.report.numbers import number, plain
+from flowbench.report.numbers import MISSING, number, plain
 from flowbench.report.pareto import pareto
 from flowbench.report.plates import Plate, counts
 from flowbench.report.trials import trials
@@ -30,31 +30,35 @@ def told(objectives: Mapping[str, str], recorded: Recorded) -> Iterator[Block]:
     table = recorded.search["trials"]
     if len(table):
         yield Paragraph(census(table))
-    found = configurations(objectives, recorded)
+    aim = quality(objectives, recorded.runs)
+    found = configurations(measured(aim, objectives, recorded), aim)
     if len(found):
-        what = _small(quality(objectives, recorded.runs).metric)
-        front = found[found["front"]]
+        means = ", means over their seeds" if (found["runs"] > 1).any() else ""
         yield Paragraph(
-            f"{len(front)} of {len(found)} configurations are beaten by no other in both {what} "
-            f"and time per epoch{_whose(found)}:"
+            f"No other beats these {found['front'].sum()} of {len(found)} configurations in both "
+            f"{_small(aim.metric)} and time per epoch{means}:"
         )
-        yield _table(front, quality(objectives, recorded.runs).metric)
+        yield _table(found, aim.metric)
 
 
-def _table(front: pd.DataFrame, metric: str) -> Table:
-    settings = [dict(pairs) for pairs in front["settings"]]
-    keys = list(dict.fromkeys(key for own in settings for key in own))
+def _table(found: pd.DataFrame, metric: str) -> Table:
+    """The front, with those settings in which any two of all configurations differ."""
+    settings = pd.DataFrame([dict(pairs) for pairs in found["settings"]]).fillna(MISSING)
+    keys = [key for key in settings if short(key) == "transform" or settings[key].nunique() > 1]
     keys.sort(key=lambda key: short(key) != "transform")
+    front = found["front"]
     header = [*keys, metric, "s/epoch", "runs", "trials"]
     rows = [
         [
-            *(_cell(key, own.get(key, "")) for key in keys),
+            *(_cell(key, own[key]) for key in keys),
             number(row[metric]),
             number(row[SECONDS], 2),
             plain(row["runs"]),
             plain(row["trials"]),
         ]
-        for own, row in zip(settings, front.to_dict("records"), strict=True)
+        for own, row in zip(
+            *(table[front].to_dict("records") for table in (settings, found)), strict=True
+        )
     ]
     return Table(header, rows)
 
@@ -73,10 +77,6 @@ def _small(metric: str) -> str:
     return words if words == metric else words[0].lower() + words[1:]
 
 
-def _whose(found: pd.DataFrame) -> str:
-    return " (means over their seeds)" if (found["runs"] > 1).any() else ""
-
-
 def plates(objectives: Mapping[str, str], recorded: Recorded) -> Iterator[Plate]:
     """The figures of the trials.
 
@@ -90,22 +90,24 @@ def plates(objectives: Mapping[str, str], recorded: Recorded) -> Iterator[Plate]
 
 
 def _pareto(objectives: Mapping[str, str], recorded: Recorded) -> Plate:
-    metric = quality(objectives, recorded.runs).metric
-    runs = measured(metric, recorded.runs)
-    found = configurations(objectives, recorded)
-    what = metric_label(metric)
+    aim = quality(objectives, recorded.runs)
+    runs = measured(aim, objectives, recorded)
+    found = configurations(runs, aim)
+    what = metric_label(aim.metric)
     several = (found["runs"] > 1).any()
-    mark = "the mean over the seeds of a configuration; a dot: one run" if several else "one run"
+    mark = "one run"
+    if several:
+        mark = "the mean over the seeds of a configuration, tied to a dot for each run"
     names = ", ".join(map(label, ordered(found["transform"])))
     return Plate(
         "pareto",
-        partial(pareto, found, runs, metric),
+        partial(pareto, found, runs, aim.metric),
         f"{what} against seconds per epoch, with the front, for {names}.",
         f"{what} against seconds per epoch (a run's median over all epochs but the first). A "
         f"mark: {mark}; its colour and shape: the transform; {_blocks(found)}. The line joins what "
         "no other beats in both. "
         f"{_left_out(recorded.search['trials'])}{_beside(runs)} {counts(runs)}",
-        lacking="" if len(found) else f"runs with {_small(metric)} and a time",
+        lacking="" if len(found) else f"runs with {_small(aim.metric)} and a time",
     )
 
 
@@ -124,7 +126,7 @@ def _beside(runs: pd.DataFrame) -> str:
     """What the times are worth, by how many trials shared the machine."""
     workers = runs["workers"]
     if workers.isna().any():
-        return "How many trials ran at a time was not recorded of all."
+        return "It is not recorded of every run how many ran at a time."
     if workers.max() > 1:
         return (
             f"Up to {workers.max():.0f} trials ran at a time on a machine: their seconds compare "
@@ -135,12 +137,12 @@ def _beside(runs: pd.DataFrame) -> str:
 
 def _trials(objectives: Mapping[str, str], recorded: Recorded) -> Plate:
     table = recorded.search["trials"]
-    names = " and ".join(metric_label(metric) for metric in objectives)
+    names = " and ".join(map(_small, objectives))
     return Plate(
         "trials",
         partial(trials, table, objectives),
-        f"{names} of every trial in the order of the trials, with the best so far.",
-        "What the trials came to, in the order in which they were planned; line: the best so far "
+        f"Values of {names} of every trial in the order of the trials, with the best so far.",
+        "What the trials came to, in the order in which they were queued; line: the best so far "
         "of the complete ones, each objective by itself. A pruned trial has the value at which it "
         "was stopped; one that failed has none and is marked at the foot. " + census(table),
         lacking="" if len(table) and objectives else "records of the trials",
@@ -149,14 +151,14 @@ def _trials(objectives: Mapping[str, str], recorded: Recorded) -> Plate:
 
 def _importances(recorded: Recorded) -> Plate:
     table = recorded.search["importances"]
+    chance = " Grey: the seed, which is chance." if (table["parameter"] == "seed").any() else ""
     return Plate(
         "importances",
         partial(importances, table),
-        f"Share of the variance of {', '.join(map(metric_label, table['objective'].unique()))} "
+        f"Share of the variance of {' and of '.join(map(_small, table['objective'].unique()))} "
         "that each parameter explains.",
         "Share of the variance of an objective over the complete trials that a parameter explains "
         "by itself, by Optuna's fANOVA (a forest of 64 trees, fixed seed); what the shares lack to "
-        "1 is due to parameters together. seed: how much is chance. Few trials make it a hint at "
-        "what matters, no test.",
+        f"1 is due to parameters together.{chance} From so few trials a hint, no test.",
         lacking="" if len(table) else "importances, which rest on two parameters and eight trials",
     )

@@ -35,7 +35,7 @@ def trials(table: pd.DataFrame, objectives: Mapping[str, str]) -> Figure:
     columns = min(2, len(objectives))
     rows = -(-len(objectives) // columns)
     width = style.COLUMN if columns == 1 else style.PAGE
-    figure = Figure(figsize=(width, 0.4 + 2.3 * rows), layout="constrained")
+    figure = Figure(figsize=(width, 0.5 + 2.2 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     panels = list(grid.flat)
     for axes, (metric, direction) in zip(panels, objectives.items(), strict=False):
@@ -66,6 +66,6 @@ def _panel(axes: Axes, table: pd.DataFrame, metric: str, direction: str) -> None
     best = best_so_far(values[complete], direction)
     axes.step(number[complete], best, where="post", **BEST)
     foot = axes.get_xaxis_transform()  # what failed has no value
-    axes.plot(number[failed], [0.03] * failed.sum(), transform=foot, clip_on=False, **FAILED)
-    axes.set(xlabel="Trial", ylabel=metric_label(metric))
+    axes.plot(number[failed], [0.04] * failed.sum(), transform=foot, **FAILED)
+    axes.set(xlabel="Trial", ylabel=metric_label(metric).replace(" (nats", "\n(nats"))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
