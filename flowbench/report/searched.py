@@ -35,8 +35,8 @@ def told(objectives: Mapping[str, str], recorded: Recorded) -> Iterator[Block]:
     if len(found):
         means = ", means over their seeds" if (found["runs"] > 1).any() else ""
         yield Paragraph(
-            f"No other beats these {found['front'].sum()} of {len(found)} configurations in both "
-            f"{_small(aim.metric)} and time per epoch{means}:"
+            f"Beaten by no other in both {_small(aim.metric)} and time per epoch: "
+            f"{found['front'].sum()} of {len(found)} configurations{means}."
         )
         yield _table(found, aim.metric)
 

@@ -48,7 +48,7 @@ def trials(table: pd.DataFrame, objectives: Mapping[str, str]) -> Figure:
         "failed": (FAILED, is_failed(table).any()),
     }
     handles = [Line2D([], [], label=name, **look) for name, (look, there) in marks.items() if there]
-    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    figure.legend(handles=handles, loc="outside lower center", ncols=2 * columns)
     return figure
 
 
