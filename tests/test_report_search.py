@@ -192,6 +192,10 @@ def test_pruned_and_failed_trials_are_marked_at_their_numbers() -> None:
     for axes in figure.axes:
         assert (drawn_at(axes, "v"), drawn_at(axes, "x")) == ([9], [10])
         assert drawn_at(axes, "o") == [*range(8), 12]
+        (foot,) = (line for line in axes.get_lines() if line.get_marker() == "x")
+        (complete,) = (line for line in axes.get_lines() if line.get_marker() == "o")
+        boxes = [line.get_window_extent() for line in (foot, complete)]
+        assert boxes[0].y1 < boxes[1].y0
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == ["complete", "best so far", "pruned", "failed"]
     plain = [text.get_text() for text in trials(TRIALS[:4], OBJECTIVES).legends[0].get_texts()]
@@ -233,6 +237,9 @@ DRAWN: dict[str, Callable[[Recorded], Figure]] = {
     "pareto": drawn_pareto,
     "pareto over seeds": lambda _: drawn_pareto(tables()),
     "pareto of five": lambda r: drawn_pareto(r._replace(runs=r.runs.assign(transform=FIVE))),
+    "pareto of wide times": lambda r: drawn_pareto(
+        r._replace(runs=r.runs.assign(seconds_per_epoch=np.geomspace(0.4, 14, 9)))
+    ),
     "trials": lambda r: trials(r.search["trials"], OBJECTIVES),
     "one objective": lambda r: trials(r.search["trials"], {"val/bpd": "minimize"}),
     "three objectives": lambda r: trials(

@@ -6,6 +6,9 @@ from matplotlib.figure import Figure
 from flowbench.report import style
 from flowbench.report.labels import metric_label, short
 
+CHANCE = "#c4c4c4"
+"""Colour of the seed's bar, lighter than the others' in grey print too."""
+
 
 @style.context()
 def importances(table: pd.DataFrame) -> Figure:
@@ -21,7 +24,7 @@ def importances(table: pd.DataFrame) -> Figure:
     width = style.COLUMN if len(objectives) == 1 else style.PAGE
     figure = Figure(figsize=(width, 0.7 + 0.26 * len(wide)), layout="constrained")
     panels = figure.subplots(1, len(objectives), squeeze=False, sharey=True)[0]
-    colours = [style.GREY if name == "seed" else "#0072b2" for name in wide.index]
+    colours = [CHANCE if name == "seed" else "#0072b2" for name in wide.index]
     for axes, objective in zip(panels, objectives, strict=True):
         bars = axes.barh(
             [short(name) for name in wide.index], wide[objective], color=colours, height=0.6

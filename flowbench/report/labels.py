@@ -57,6 +57,13 @@ _METRICS = {
     "nll": "loss of noisy images (nats per dimension)",
 }
 _STAGES = {"train": "Training", "val": "Validation", "test": "Test"}
+_SCORES = {
+    "fid": "FID",
+    "kid": "KID",
+    "precision": "Precision",
+    "recall": "Recall",
+    "agreement": "Agreement",
+}
 _TIMES = {"seconds_per_epoch": "Time per epoch (s)", "images_per_second": "Images per second"}
 
 
@@ -65,9 +72,12 @@ def metric_label(metric: str) -> str:
 
     Example:
         >>> metric_label("val/bpd"), metric_label("seconds_per_epoch"), metric_label("fid_digits")
-        ('Validation bits per dimension', 'Time per epoch (s)', 'fid_digits')
+        ('Validation bits per dimension', 'Time per epoch (s)', 'FID (digits)')
     """
-    stage, _, name = metric.partition("/")
+    stage, _, name = metric.rpartition("/")
+    score, _, extractor = name.partition("_")
+    if score in _SCORES and extractor:
+        return f"{_SCORES[score]} ({extractor})"
     if stage in _STAGES and name in _METRICS:
         return f"{_STAGES[stage]} {_METRICS[name]}"
     return _TIMES.get(metric, metric)

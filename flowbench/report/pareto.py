@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from flowbench.report import style
 from flowbench.report.front import SECONDS
@@ -54,6 +55,9 @@ def pareto(table: pd.DataFrame, runs: pd.DataFrame, metric: str) -> Figure:
         )
     if table[SECONDS].max() > WIDE * table[SECONDS].min():
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="Time per epoch (s)", ylabel=metric_label(metric))
     handles = [_mark(look.label, look.colour, look.marker, 5) for look in looks.values()]
     handles.append(Line2D([], [], **line))

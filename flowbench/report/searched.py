@@ -74,7 +74,7 @@ def _cell(key: str, text: str) -> str:
 
 def _small(metric: str) -> str:
     words = metric_label(metric)
-    return words if words == metric else words[0].lower() + words[1:]
+    return words if words == metric or words[1].isupper() else words[0].lower() + words[1:]
 
 
 def plates(objectives: Mapping[str, str], recorded: Recorded) -> Iterator[Plate]:

@@ -65,7 +65,10 @@ def _panel(axes: Axes, table: pd.DataFrame, metric: str, direction: str) -> None
     axes.plot(number[pruned], values[pruned], **PRUNED)
     best = best_so_far(values[complete], direction)
     axes.step(number[complete], best, where="post", **BEST)
-    foot = axes.get_xaxis_transform()  # what failed has no value
-    axes.plot(number[failed], [0.04] * failed.sum(), transform=foot, **FAILED)
+    if failed.any():  # it has no value, so its place is below those that have
+        low, high = axes.get_ylim()
+        axes.set_ylim(low - 0.1 * (high - low), high)
+        foot = axes.get_xaxis_transform()
+        axes.plot(number[failed], [0.04] * failed.sum(), transform=foot, **FAILED)
     axes.set(xlabel="Trial", ylabel=metric_label(metric).replace(" (nats", "\n(nats"))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
