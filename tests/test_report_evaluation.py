@@ -271,18 +271,18 @@ def test_an_indispensable_column_of_the_evaluation_is_named(
 def test_the_evaluation_follows_the_training_and_figures_are_numbered_through(
     recorded: Recorded,
 ) -> None:
-    training, evaluation = (Drawn([Picture(f"{n}.png", "", n)], []) for n in ("one", "two"))
-    blocks = list(page(STUDY, recorded.runs, training, evaluation))
+    parts = [Drawn([Picture(f"{n}.png", "", n)], []) for n in ("one", "two", "three")]
+    blocks = list(page(STUDY, recorded.runs, *parts, []))
     heads = [block.text for block in blocks if isinstance(block, Heading)]
-    assert heads[:5] == ["Summary by transform", "Claims", "Training", "Evaluation", "Runs"]
+    assert heads[2:6] == ["Training", "Evaluation", "Trials", "Runs"]
     captions = [block.caption for block in blocks if isinstance(block, Picture)]
-    assert captions == ["Figure 1. one", "Figure 2. two"]
+    assert captions == ["Figure 1. one", "Figure 2. two", "Figure 3. three"]
 
 
 def test_pages_of_mixed_extractors_warn(recorded: Recorded) -> None:
     runs = recorded.runs.copy()
     runs.loc[0, "extractor_digits"] = "abcdef01"
-    blocks = page(STUDY, runs, Drawn([], []), Drawn([], []))
+    blocks = page(STUDY, runs, Drawn([], []), Drawn([], []), Drawn([], []), [])
     (warning,) = (b.text for b in blocks if isinstance(b, Paragraph) and b.lead == "Mixed runs.")
     assert "extractor of digits" in warning
     assert "kept apart" in warning

@@ -26,7 +26,7 @@ def build(
 
     Args:
         study: What the study asks.
-        recorded: Its runs, their history, samples and evaluation.
+        recorded: Its runs, their history, samples and evaluation, and its trials.
         out: Directory for all files, made where it is missing.
         format: pdf writes every figure as PDF besides the PNG that the pages show.
         run: Run whose own curves are drawn; none for the best.
@@ -38,7 +38,7 @@ def build(
         UsageError: No run is finished, ``run`` is not one of them, an indispensable column is
             missing, or ``out`` cannot be written to.
     """
-    from flowbench.report import document, evaluated, files, trained
+    from flowbench.report import document, evaluated, files, searched, trained
     from flowbench.report.page import page
     from flowbench.report.plates import drawn
 
@@ -54,15 +54,18 @@ def build(
         recorded = files.load(staging)  # so that what is drawn is what can be drawn again
         training = drawn(trained.plates(recorded, run), staging, format)
         evaluation = drawn(evaluated.plates(recorded), staging, format)
-        blocks = list(page(study, recorded.runs, training, evaluation))
+        search = drawn(searched.plates(study.objectives, recorded), staging, format)
+        trials = list(searched.told(study.objectives, recorded))
+        blocks = list(page(study, recorded.runs, training, evaluation, search, trials))
         (staging / "report.md").write_text(document.markdown(title, blocks), encoding="utf-8")
         (staging / "report.html").write_text(
             document.html(title, blocks, staging), encoding="utf-8"
         )
         names = sorted(path.name for path in staging.iterdir())
-    figures = [*trained.NAMES, *evaluated.NAMES]
+    figures = [*trained.NAMES, *evaluated.NAMES, *searched.NAMES]
     ours = {f"{name}.{kind}" for name in figures for kind in ("png", "pdf")}
-    for stale in (ours | {f"{name}.csv" for name in files.EVALUATION}) - {*names}:
+    tables = {f"{name}.csv" for name in (*files.EVALUATION, *files.SEARCH)}
+    for stale in (ours | tables) - {*names}:
         (out / stale).unlink(missing_ok=True)
     return [out / name for name in names]
 

@@ -49,10 +49,14 @@ def _read(name: str, results: Path, directory: Path | None) -> tuple[Study, Reco
     children = tables.children(store, parent.info.run_id)
     runs, history = tables.read(store, children)
     study = Study(
-        name, tags["flowbench.question"], tags["flowbench.expected"], tags["flowbench.command"]
+        name,
+        tags["flowbench.question"],
+        tags["flowbench.expected"],
+        tags["flowbench.command"],
+        tables.objectives(parent),
     )
-    evaluation = tables.evaluation(store, children)
-    return study, Recorded(runs, history, tables.samples(store, runs), evaluation)
+    evaluation, search = tables.evaluation(store, children), tables.search(store, parent)
+    return study, Recorded(runs, history, tables.samples(store, runs), evaluation, search)
 
 
 if __name__ == "__main__":

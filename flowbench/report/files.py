@@ -1,9 +1,10 @@
 """The recorded runs as files: CSV tables and an archive of samples, exact both ways."""
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ NUMBERS += [f"test/{name}" for name in ("draws", "bpd_se", "bpd_iw", "nll", "nll
 NUMBERS += [f"bayes/{name}" for name in ("accuracy", "ece", "images")]
 NUMBERS += [f"fidelity/{name}" for name in ("samples", "real", "kid_subset")]
 NUMBERS += [f"patches/{name}" for name in ("ratio", "ratio_low", "ratio_high")]
+NUMBERS += ["trial", "workers"]
 KNOWN = [*TEXT, *NUMBERS]
 """The columns of the table of runs; others may follow, and any but the indispensable may miss."""
 EXTRACTOR = "extractor_"
@@ -39,6 +41,12 @@ EVALUATION = {
 """The further tables, each a file where some run has it, and their indispensable columns."""
 PATCHES = ["bpd", "nll", "distance", "floor"]
 """What a row of ``patches`` may tell, by the run's noise and by what was evaluated."""
+
+SEARCH = {
+    "trials": ["trial", "place", "state", "retry_of", "started", "duration", "error"],
+    "importances": ["objective", "parameter", "importance"],
+}
+"""The tables of a study's trials, kept as text, and their indispensable columns."""
 
 
 class Recorded(NamedTuple):
@@ -56,6 +64,8 @@ class Recorded(NamedTuple):
     """
     evaluation: dict[str, pd.DataFrame]
     """The tables named in ``EVALUATION``, each empty where no run has it."""
+    search: Mapping[str, pd.DataFrame] = MappingProxyType({})
+    """The tables named in ``SEARCH``, each empty where the study has not recorded it."""
 
 
 def complete(recorded: Recorded) -> Recorded:
@@ -64,15 +74,19 @@ def complete(recorded: Recorded) -> Recorded:
     Raises:
         UsageError: A table lacks a column without which nothing can be said.
     """
-    runs, history, samples, evaluation = recorded
+    runs, history, samples, evaluation, search = recorded
     evaluation = {
         name: evaluation.get(name, pd.DataFrame(columns=columns))
         for name, columns in EVALUATION.items()
+    }
+    search = {
+        name: search.get(name, pd.DataFrame(columns=columns)) for name, columns in SEARCH.items()
     }
     for name, table, needed in (
         (RUNS, runs, ["run_id", "status", "transform", "seed"]),
         (HISTORY, history, ["run_id", "epoch"]),
         *((f"{name}.csv", table, EVALUATION[name]) for name, table in evaluation.items()),
+        *((f"{name}.csv", table, SEARCH[name]) for name, table in search.items()),
     ):
         if missing := [column for column in needed if column not in table]:
             raise UsageError(f"{name} lacks {', '.join(missing)}: it needs {', '.join(needed)}")
@@ -81,7 +95,7 @@ def complete(recorded: Recorded) -> Recorded:
     history = history.reindex(columns=_with(history.columns, [*metrics, "seconds_per_epoch"]))
     patches = evaluation["patches"]
     evaluation["patches"] = patches.reindex(columns=_with(patches.columns, PATCHES))
-    return Recorded(runs, history, samples, evaluation)
+    return Recorded(runs, history, samples, evaluation, search)
 
 
 def _with(columns: Iterable[str], wanted: list[str]) -> list[str]:
@@ -92,14 +106,14 @@ def write(recorded: Recorded, directory: Path) -> None:
     """Write the files from which ``load`` and every figure can be rebuilt."""
     recorded.runs.to_csv(directory / RUNS, index=False)
     recorded.history.to_csv(directory / HISTORY, index=False)
-    for name, table in recorded.evaluation.items():
+    for name, table in {**recorded.evaluation, **recorded.search}.items():
         if len(table):
             table.to_csv(directory / f"{name}.csv", index=False)
     np.savez_compressed(directory / SAMPLES, allow_pickle=False, **recorded.samples)
 
 
 def load(directory: Path) -> Recorded:
-    """Read the files back, every digit of them; those of the evaluation where they are.
+    """Read the files back, every digit of them; those of evaluation and search where they are.
 
     Raises:
         UsageError: A file is missing or lacks an indispensable column.
@@ -113,7 +127,9 @@ def load(directory: Path) -> Recorded:
         raise UsageError(f"{error.filename} does not exist: a report has {wanted}") from error
     paths = {name: directory / f"{name}.csv" for name in EVALUATION}
     evaluation = {name: _read(path) for name, path in paths.items() if path.exists()}
-    return complete(Recorded(runs, history, samples, evaluation))
+    paths = {name: directory / f"{name}.csv" for name in SEARCH}
+    search = {name: _read(path, text=True) for name, path in paths.items() if path.exists()}
+    return complete(Recorded(runs, history, samples, evaluation, search))
 
 
 def is_hash(column: str) -> bool:
@@ -126,11 +142,12 @@ def is_hash(column: str) -> bool:
     return column.startswith(EXTRACTOR) and "/" not in column
 
 
-def _read(path: Path) -> pd.DataFrame:
+def _read(path: Path, text: bool = False) -> pd.DataFrame:
     # Only an empty cell is missing: a name may well be "None" or "NA".
     try:
         columns = pd.read_csv(path, nrows=0).columns
-        types = dict.fromkeys([*TEXT, *filter(is_hash, columns)], "str")
+        words = columns if text else [*TEXT, *filter(is_hash, columns)]
+        types = dict.fromkeys(words, "str")
         return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
     except ValueError as error:
         raise UsageError(f"{path} is not a table of runs: {error}".replace("\n", " ")) from error

@@ -47,3 +47,47 @@ def ordered(transforms: Iterable[str]) -> list[str]:
         return transform.count("+"), [(p.isdigit(), int(p) if p.isdigit() else p) for p in pieces]
 
     return sorted(set(transforms), key=rank)
+
+
+_METRICS = {
+    "loss": "loss (nats per dimension)",
+    "prior": "prior (nats per dimension)",
+    "logdet": "log-determinant (nats per dimension)",
+    "bpd": "bits per dimension",
+    "nll": "loss of noisy images (nats per dimension)",
+}
+_STAGES = {"train": "Training", "val": "Validation", "test": "Test"}
+_SCORES = {
+    "fid": "FID",
+    "kid": "KID",
+    "precision": "Precision",
+    "recall": "Recall",
+    "agreement": "Agreement",
+}
+_TIMES = {"seconds_per_epoch": "Time per epoch (s)", "images_per_second": "Images per second"}
+
+
+def metric_label(metric: str) -> str:
+    """Name of a metric as an axis has it, with its unit.
+
+    Example:
+        >>> metric_label("val/bpd"), metric_label("seconds_per_epoch"), metric_label("fid_digits")
+        ('Validation bits per dimension', 'Time per epoch (s)', 'FID (digits)')
+    """
+    stage, _, name = metric.rpartition("/")
+    score, _, extractor = name.partition("_")
+    if score in _SCORES and extractor:
+        return f"{_SCORES[score]} ({extractor})"
+    if stage in _STAGES and name in _METRICS:
+        return f"{_STAGES[stage]} {_METRICS[name]}"
+    return _TIMES.get(metric, metric)
+
+
+def short(parameter: str) -> str:
+    """Name of a parameter, or of several that vary together, without where it belongs.
+
+    Example:
+        >>> short("optim.lr"), short("model.blocks, model.layers")
+        ('lr', 'blocks, layers')
+    """
+    return ", ".join(part.rpartition(".")[2] for part in parameter.split(", "))

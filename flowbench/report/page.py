@@ -1,7 +1,7 @@
-"""The page of a study, block by block: question, answer, training, evaluation, making, limits."""
+"""The page of a study, block by block: question, answer, results, trials, making, limits."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
@@ -18,7 +18,14 @@ from flowbench.report.seeds import finished
 from flowbench.report.study import Study
 
 
-def page(study: Study, runs: pd.DataFrame, training: Drawn, evaluation: Drawn) -> Iterator[Block]:
+def page(
+    study: Study,
+    runs: pd.DataFrame,
+    training: Drawn,
+    evaluation: Drawn,
+    search: Drawn,
+    trials: Sequence[Block],
+) -> Iterator[Block]:
     """The contents of a report.
 
     Args:
@@ -26,6 +33,8 @@ def page(study: Study, runs: pd.DataFrame, training: Drawn, evaluation: Drawn) -
         runs: All its recorded runs.
         training: The figures of the training.
         evaluation: The figures of the evaluation.
+        search: The figures of the trials.
+        trials: What is told of the trials.
     """
     judged = claims(runs)
     yield Paragraph(study.question, lead="Question.")
@@ -49,6 +58,9 @@ def page(study: Study, runs: pd.DataFrame, training: Drawn, evaluation: Drawn) -
     yield Heading("Evaluation")
     yield from scores(runs)
     yield from _figures(evaluation, first=1 + len(training.pictures))
+    yield Heading("Trials")
+    yield from trials
+    yield from _figures(search, first=1 + len(training.pictures) + len(evaluation.pictures))
     yield Heading("Runs")
     yield Paragraph(_census(runs))
     yield tables.run_table(runs)

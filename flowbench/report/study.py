@@ -1,7 +1,7 @@
 """What a study asks, in words; imports nothing heavy."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -22,6 +22,8 @@ class Study:
     """What was expected before any run."""
     command: str
     """The command that makes these runs and this report again."""
+    objectives: dict[str, str] = field(default_factory=dict)
+    """minimize or maximize by metric; empty where the study has not recorded what it is after."""
 
     def write(self, directory: Path) -> None:
         """Keep the words beside the tables, so that the report can be made from these files."""

@@ -18,5 +18,6 @@ The life of a trial:
    third death at the same place counts as a failure; a stop does not count.
 
 The command starts the workers (``pool``), shows what changes (``display``), starts dead workers
-again, and ends when every place is over or too many have failed.
+again, and ends when every place is over or too many have failed. However it ends, it leaves what
+became of the trials, and which parameters matter, with the study's run (``record``).
 """

@@ -11,6 +11,7 @@ from flowbench.sweep.display import Display, overhead
 from flowbench.sweep.places import ERROR, Places
 from flowbench.sweep.pool import Pool, layout
 from flowbench.sweep.preview import first_experiment
+from flowbench.sweep.record import record
 from flowbench.sweep.storage import Storage
 from flowbench.sweep.studies import PARENT_RUN, open_study
 from flowbench.sweep.tags import STATE, TRIAL
@@ -79,6 +80,7 @@ def sweep(
             _run(places, store, workers)
         finally:
             _agree(places, store, parent)
+            record(places, store, parent)
         _conclude(places)
     return parent
 

@@ -124,7 +124,7 @@ class Places:
             planned=self.planned,
             complete=states[TrialState.COMPLETE],
             pruned=states[TrialState.PRUNED],
-            failed=sum(_has_failed(attempt) for attempt in attempts),
+            failed=sum(has_failed(attempt) for attempt in attempts),
             running=states[TrialState.RUNNING],
         )
 
@@ -146,7 +146,7 @@ class Places:
             last = attempted.get(place)
             if last is None:
                 self._queue(place)
-            elif last.state == TrialState.FAIL and not _has_failed(last):
+            elif last.state == TrialState.FAIL and not has_failed(last):
                 tries = last.user_attrs[TRY] + (last.user_attrs[END] == DIED)
                 self._queue(place, last, tries)
 
@@ -165,7 +165,7 @@ def params_of(attempt: FrozenTrial) -> dict[str, Any]:
     return {**attempt.system_attrs.get("fixed_params", {}), **attempt.params}
 
 
-def _has_failed(attempt: FrozenTrial) -> bool:
+def has_failed(attempt: FrozenTrial) -> bool:
     """Tell whether a place is over without a result: an error, or as many deaths as it may see."""
     end, tries = attempt.user_attrs.get(END), attempt.user_attrs[TRY]
     exhausted = end == DIED and tries >= TRIES

@@ -130,6 +130,11 @@ class Store:
             values = [Metric(key, value, now, epoch) for key, value in metrics.items()]
             self.client.log_batch(run_id, metrics=values)
 
+    def text(self, run_id: str, name: str, text: str) -> None:
+        """Keep a text as an artifact of a run, in place of an earlier one of this name."""
+        with one_line_errors(self.uri):
+            self.client.log_text(run_id, text, name)
+
     @contextmanager
     def closing(self, run_id: str) -> Iterator[None]:
         """Close a run, with what happened inside: FINISHED, KILLED by a signal, or FAILED.

@@ -44,6 +44,8 @@ TAGS = {
     "flowbench": "version.flowbench",
     "commit": "commit",
     "skipped": "skipped",
+    "trial": "optuna.trial",
+    "workers": "flowbench.workers",
 }
 EXTRACTOR = "extractor_"
 """Begin of the tags that have the hash of a feature extractor's weights."""
@@ -52,6 +54,10 @@ VARIANTS = ("guided", "denoised", "trajectory")
 """Further arrays of images, ``guided.npy`` and so on, that a run may have."""
 EVALUATION = "evaluation"
 """Directory of the artifacts with the tables of a run."""
+TRIALS, IMPORTANCES = "trials.csv", "importances.csv"
+"""Artifacts of a study's parent run: a row an attempt at a trial, and what each parameter does."""
+OBJECTIVES = "flowbench.objectives"
+"""Tag of a study's parent run: minimize or maximize by the name of the metric, as JSON."""
 
 
 def study_parent(store: Store, study: str) -> Run:
@@ -128,6 +134,36 @@ def evaluation(store: Store, runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
             table.insert(0, "run_id", run.info.run_id)
             parts.setdefault(name, []).append(table)
     return {name: pd.concat(tables, ignore_index=True) for name, tables in parts.items()}
+
+
+def search(store: Store, parent: Run) -> dict[str, pd.DataFrame]:
+    """Read what a study has told of its trials, as text, so that every digit stays.
+
+    Returns:
+        ``trials`` and ``importances``, each where it is recorded.
+
+    Raises:
+        UsageError: The store cannot be read, or what it has is not a table.
+    """
+    found, run_id = {}, parent.info.run_id
+    with one_line_errors(store.uri), tempfile.TemporaryDirectory() as scratch:
+        recorded = {artifact.path for artifact in store.client.list_artifacts(run_id)}
+        for name in (TRIALS, IMPORTANCES):
+            if name in recorded:
+                path = Path(store.client.download_artifacts(run_id, name, scratch))
+                try:
+                    found[path.stem] = pd.read_csv(
+                        path, dtype="str", keep_default_na=False, na_values=[""]
+                    )
+                except ValueError as error:
+                    raise UsageError(f"{name} of run {run_id} is not a table: {error}") from error
+    return found
+
+
+def objectives(parent: Run) -> dict[str, str]:
+    """Read what a study minimizes and maximizes; nothing where it has not told."""
+    told: dict[str, str] = json.loads(parent.data.tags.get(OBJECTIVES, "{}"))
+    return told
 
 
 def _place(run: Run) -> tuple[str, int]:
