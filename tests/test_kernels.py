@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from flowbench.kernels import rqs as kernel
+from flowbench.kernels.linear import AVAILABLE, Linear
 from flowbench.transforms.rqs import RationalQuadraticSpline
 from flowbench.vit import CausalTransformer
 
@@ -164,6 +165,28 @@ def test_sizes_that_do_not_fill_vectors_are_left_to_torch() -> None:
     assert network(width=40, heads=1).cache(2).packed is None
     assert network(width=64, heads=8).cache(2).packed is None
     assert network().double().cache(2).packed is None
+
+
+@pytest.mark.skipif(not AVAILABLE, reason="torch has no oneDNN here")
+@pytest.mark.parametrize("shape", [(7, 5, 12), (300, 12), (1, 12)], ids=str)
+def test_a_linear_map_and_its_gradients_are_those_of_torch(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    own, theirs = Linear(12, 20), nn.Linear(12, 20).double()
+    theirs.load_state_dict(own.state_dict())
+    x = torch.randn(shape, requires_grad=True)
+    exact = x.detach().double().requires_grad_()
+    weight = torch.randn(*shape[:-1], 20)
+    out, expected = own(x), theirs(exact)
+    got = torch.autograd.grad(out, (x, own.weight, own.bias), weight)
+    wanted = torch.autograd.grad(expected, (exact, *theirs.parameters()), weight.double())
+    for value, right in zip((out, *got), (expected, *wanted), strict=True):
+        torch.testing.assert_close(value.double(), right, atol=1e-5, rtol=1e-5)
+
+
+def test_a_linear_map_obeys_autocast() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Linear(12, 20)(torch.randn(3, 12)).dtype == torch.bfloat16
+    assert Linear(12, 20).double()(torch.randn(3, 12).double()).dtype == torch.float64
 
 
 def test_a_machine_without_compiler_runs_plain_operations(tmp_path: Path) -> None:
