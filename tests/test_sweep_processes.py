@@ -48,6 +48,12 @@ class Sweep:
         return self.output.read_text()
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As this process: threads of several commands that spin for a core make each other crawl."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     return tiny.results(tmp_path / "results")
@@ -56,7 +62,7 @@ def results(tmp_path: Path) -> Path:
 @pytest.fixture
 def which(tmp_path: Path) -> StudyFile:
     """Four trials of some seconds each."""
-    return studies.study(tmp_path, scales={"quick": {"trainer": {"max_epochs": 50}}})
+    return studies.study(tmp_path, scales={"quick": {"trainer": {"max_epochs": 25}}})
 
 
 @pytest.fixture
@@ -89,9 +95,9 @@ def opened(which: StudyFile, results: Path) -> Places:
 
 def training(results: Path, count: int) -> Callable[[], bool]:
     """Whether so many runs have recorded an epoch and are going on."""
+    store = Store(results)
 
     def checkpoints() -> bool:
-        store = Store(results)
         open_ = [run_id for run_id, status in tiny.runs(store).items() if status == "RUNNING"]
         return sum(store.checkpoint(run_id).exists() for run_id in open_) >= count
 
@@ -156,9 +162,7 @@ def test_a_study_goes_on_after_every_process_was_killed_and_ends_as_if_never(
     which: StudyFile,
     results: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as this process
     sweep = begin(which, "--workers=2")
     until(training(results, 2))
     workers = sweep.workers()
