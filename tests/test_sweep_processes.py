@@ -139,9 +139,10 @@ def test_workers_share_a_study_and_survive_the_death_of_one(
     assert (results / "which" / "report.html").exists()
 
 
-def test_workers_stop_when_their_parent_is_killed(
+def test_workers_stop_with_their_parent_and_the_study_goes_on(
     begin: Callable[..., Sweep], which: StudyFile, results: Path
 ) -> None:
+    """It is killed, the next time asked to stop; the third time it comes to the end."""
     sweep = begin(which, "--workers=2")
     until(training(results, 2))
     workers = sweep.workers()
@@ -152,9 +153,26 @@ def test_workers_stop_when_their_parent_is_killed(
     assert list(tiny.runs(store).values()) == ["KILLED", "KILLED"]
     assert studies.states(opened(which, results))[:2] == ["FAIL", "FAIL"]
 
+    sweep = begin(which, "--workers=2")
+    until(training(results, 2))
+    workers = sweep.workers()
+    sweep.process.send_signal(signal.SIGINT)
+    assert sweep.end() == 130
+    assert gone(workers)
+    again = (
+        f"go on with: flowbench sweep {which.path} --scale quick --workers=2 --results {results}"
+    )
+    assert again in sweep.text()
+    made = opened(which, results)
+    assert not {"RUNNING"} & {*tiny.runs(store).values(), *studies.states(made)}
+    studies.assert_agreement(store, made)
+    parent = store.get(made.trials.user_attrs["parent"])
+    assert parent.info.status == "KILLED"
+
     assert begin(which, "--workers=2").end() == 0
     assert_complete(which, results)
     assert len(tiny.runs(store)) == 4
+    assert store.get(parent.info.run_id).info.status == "FINISHED"
 
 
 def test_a_study_goes_on_after_every_process_was_killed_and_ends_as_if_never(
@@ -180,30 +198,6 @@ def test_a_study_goes_on_after_every_process_was_killed_and_ends_as_if_never(
     for digest, run_id in ours.items():
         assert tiny.same(tiny.weights(killed, run_id), tiny.weights(whole, theirs[digest]))
         assert tiny.history(killed, run_id) == tiny.history(whole, theirs[digest])
-
-
-def test_a_signal_stops_a_study_that_then_goes_on(
-    begin: Callable[..., Sweep], which: StudyFile, results: Path
-) -> None:
-    sweep = begin(which, "--workers=2")
-    until(training(results, 2))
-    workers = sweep.workers()
-    sweep.process.send_signal(signal.SIGINT)
-    assert sweep.end() == 130
-    assert gone(workers)
-    again = (
-        f"go on with: flowbench sweep {which.path} --scale quick --workers=2 --results {results}"
-    )
-    assert again in sweep.text()
-    made = opened(which, results)
-    store = Store(results)
-    assert not {"RUNNING"} & {*tiny.runs(store).values(), *studies.states(made)}
-    studies.assert_agreement(store, made)
-    parent = store.get(made.trials.user_attrs["parent"])
-    assert parent.info.status == "KILLED"
-    assert begin(which, "--workers=2").end() == 0
-    assert_complete(which, results)
-    assert store.get(parent.info.run_id).info.status == "FINISHED"
 
 
 def test_commands_that_start_together_share_one_study(
