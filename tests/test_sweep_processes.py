@@ -217,13 +217,13 @@ def test_commands_that_start_together_share_one_study(
 def test_a_worker_that_cannot_start_is_told_with_its_last_words(
     begin: Callable[..., Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = tmp_path / "broken" / "lightning"
+    broken = tmp_path / "broken" / "torch"  # which the command itself does without
     broken.mkdir(parents=True)
-    (broken / "__init__.py").write_text("raise ImportError('no lightning today')")
+    (broken / "__init__.py").write_text("raise ImportError('no torch today')")
     which = studies.study(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(broken.parent))
     sweep = begin(which, "--workers=1")
     assert sweep.end() == 2
     last = sweep.text().splitlines()[-1]
-    assert "worker 1 died (exit status 1) 6 times in a row: ImportError: no lightning" in last
+    assert "worker 1 died (exit status 1) 6 times in a row: ImportError: no torch" in last
     assert "worker-1.log" in last
