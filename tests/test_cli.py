@@ -128,7 +128,8 @@ def test_train_evaluate_and_sample(
     assert "test/bpd 8." in capsys.readouterr().out
     drawn = tmp_path / "drawn.png"
     checkpoint = Store(results).checkpoint(run_id)
-    assert main(["sample", str(checkpoint), "--rows", "1", "--out", str(drawn)]) == 0
+    options = ["--rows", "1", "--out", str(drawn), "--results", str(results)]
+    assert main(["sample", str(checkpoint), *options]) == 0
     assert drawn.read_bytes().startswith(b"\x89PNG")
 
 
@@ -179,7 +180,8 @@ def sampled(tmp_path: Path, *arguments: object, **options: Any) -> Any:
     """The array that ``sample`` writes."""
     out = tmp_path / "drawn.npy"
     checkpoint = written(tmp_path / "c.ckpt", **options)
-    assert main(["sample", checkpoint, "--out", str(out), *map(str, arguments)]) == 0
+    given = [f"--out={out}", f"--results={tiny.results(tmp_path / 'results')}"]
+    assert main(["sample", checkpoint, *given, *map(str, arguments)]) == 0
     return np.load(out)
 
 
@@ -201,10 +203,10 @@ def test_sample_draws_what_the_classes_ask_for(
     assert np.array_equal(sampled(tmp_path, "--rows=2", "--seed=4"), np.concatenate(expected))
 
 
-def test_sample_writes_a_file_for_each_image(tmp_path: Path) -> None:
+def test_sample_writes_a_file_for_each_image(tmp_path: Path, results: Path) -> None:
     checkpoint = written(tmp_path / "c.ckpt")
     directory = f"{tmp_path}/new/each/"
-    options = ["--rows", "2", "--class", "3,7", "--out", directory]
+    options = ["--rows", "2", "--class", "3,7", "--out", directory, "--results", str(results)]
     assert main(["sample", checkpoint, *options]) == 0
     names = sorted(path.name for path in Path(directory).iterdir())
     assert names == [f"class{label}-{row:04d}.png" for label in (3, 7) for row in (0, 1)]
@@ -285,6 +287,7 @@ def test_samples_that_are_not_to_be_had_are_told(
 ) -> None:
     arguments, options = WRONG_SAMPLES[words]
     checkpoint = written(tmp_path / "c.ckpt", **options)
+    tiny.results(tmp_path / "results")
     monkeypatch.chdir(tmp_path)
     assert words in told(capsys, "sample", checkpoint, *arguments)
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["c.ckpt"]

@@ -20,7 +20,8 @@ from flowbench.tracking.store import Store
 
 pytestmark = [*tiny.LIBRARIES, pytest.mark.slow]
 
-SECONDS = 180
+SECONDS = 400
+"""After which a test takes something for hung, on a machine however busy."""
 
 
 class Sweep:
@@ -48,6 +49,12 @@ class Sweep:
         return self.output.read_text()
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As this process: threads of several commands that spin for a core make each other crawl."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
     return tiny.results(tmp_path / "results")
@@ -56,7 +63,7 @@ def results(tmp_path: Path) -> Path:
 @pytest.fixture
 def which(tmp_path: Path) -> StudyFile:
     """Four trials of some seconds each."""
-    return studies.study(tmp_path, scales={"quick": {"trainer": {"max_epochs": 50}}})
+    return studies.study(tmp_path, scales={"quick": {"trainer": {"max_epochs": 25}}})
 
 
 @pytest.fixture
@@ -89,9 +96,9 @@ def opened(which: StudyFile, results: Path) -> Places:
 
 def training(results: Path, count: int) -> Callable[[], bool]:
     """Whether so many runs have recorded an epoch and are going on."""
+    store = Store(results)
 
     def checkpoints() -> bool:
-        store = Store(results)
         open_ = [run_id for run_id, status in tiny.runs(store).items() if status == "RUNNING"]
         return sum(store.checkpoint(run_id).exists() for run_id in open_) >= count
 
@@ -133,9 +140,10 @@ def test_workers_share_a_study_and_survive_the_death_of_one(
     assert (results / "which" / "report.html").exists()
 
 
-def test_workers_stop_when_their_parent_is_killed(
+def test_workers_stop_with_their_parent_and_the_study_goes_on(
     begin: Callable[..., Sweep], which: StudyFile, results: Path
 ) -> None:
+    """It is killed, the next time asked to stop; the third time it comes to the end."""
     sweep = begin(which, "--workers=2")
     until(training(results, 2))
     workers = sweep.workers()
@@ -146,9 +154,26 @@ def test_workers_stop_when_their_parent_is_killed(
     assert list(tiny.runs(store).values()) == ["KILLED", "KILLED"]
     assert studies.states(opened(which, results))[:2] == ["FAIL", "FAIL"]
 
+    sweep = begin(which, "--workers=2")
+    until(training(results, 2))
+    workers = sweep.workers()
+    sweep.process.send_signal(signal.SIGINT)
+    assert sweep.end() == 130
+    assert gone(workers)
+    again = (
+        f"go on with: flowbench sweep {which.path} --scale quick --workers=2 --results {results}"
+    )
+    assert again in sweep.text()
+    made = opened(which, results)
+    assert not {"RUNNING"} & {*tiny.runs(store).values(), *studies.states(made)}
+    studies.assert_agreement(store, made)
+    parent = store.get(made.trials.user_attrs["parent"])
+    assert parent.info.status == "KILLED"
+
     assert begin(which, "--workers=2").end() == 0
     assert_complete(which, results)
     assert len(tiny.runs(store)) == 4
+    assert store.get(parent.info.run_id).info.status == "FINISHED"
 
 
 def test_a_study_goes_on_after_every_process_was_killed_and_ends_as_if_never(
@@ -156,9 +181,7 @@ def test_a_study_goes_on_after_every_process_was_killed_and_ends_as_if_never(
     which: StudyFile,
     results: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as this process
     sweep = begin(which, "--workers=2")
     until(training(results, 2))
     workers = sweep.workers()
@@ -178,33 +201,10 @@ def test_a_study_goes_on_after_every_process_was_killed_and_ends_as_if_never(
         assert tiny.history(killed, run_id) == tiny.history(whole, theirs[digest])
 
 
-def test_a_signal_stops_a_study_that_then_goes_on(
-    begin: Callable[..., Sweep], which: StudyFile, results: Path
-) -> None:
-    sweep = begin(which, "--workers=2")
-    until(training(results, 2))
-    workers = sweep.workers()
-    sweep.process.send_signal(signal.SIGINT)
-    assert sweep.end() == 130
-    assert gone(workers)
-    again = (
-        f"go on with: flowbench sweep {which.path} --scale quick --workers=2 --results {results}"
-    )
-    assert again in sweep.text()
-    made = opened(which, results)
-    store = Store(results)
-    assert not {"RUNNING"} & {*tiny.runs(store).values(), *studies.states(made)}
-    studies.assert_agreement(store, made)
-    parent = store.get(made.trials.user_attrs["parent"])
-    assert parent.info.status == "KILLED"
-    assert begin(which, "--workers=2").end() == 0
-    assert_complete(which, results)
-    assert store.get(parent.info.run_id).info.status == "FINISHED"
-
-
 def test_commands_that_start_together_share_one_study(
-    begin: Callable[..., Sweep], which: StudyFile, results: Path
+    begin: Callable[..., Sweep], results: Path, tmp_path: Path
 ) -> None:
+    which = studies.study(tmp_path, scales={"quick": {"trainer": {"max_epochs": 15}}})
     sweeps = [begin(which, "--workers=1") for _ in range(2)]
     assert [sweep.end() for sweep in sweeps] == [0, 0], sweeps[0].text()
     made = assert_complete(which, results)
@@ -217,13 +217,13 @@ def test_commands_that_start_together_share_one_study(
 def test_a_worker_that_cannot_start_is_told_with_its_last_words(
     begin: Callable[..., Sweep], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = tmp_path / "broken" / "lightning"
+    broken = tmp_path / "broken" / "torch"  # which the command itself does without
     broken.mkdir(parents=True)
-    (broken / "__init__.py").write_text("raise ImportError('no lightning today')")
+    (broken / "__init__.py").write_text("raise ImportError('no torch today')")
     which = studies.study(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(broken.parent))
     sweep = begin(which, "--workers=1")
     assert sweep.end() == 2
     last = sweep.text().splitlines()[-1]
-    assert "worker 1 died (exit status 1) 6 times in a row: ImportError: no lightning" in last
+    assert "worker 1 died (exit status 1) 6 times in a row: ImportError: no torch" in last
     assert "worker-1.log" in last

@@ -103,7 +103,7 @@ def test_every_round_trains_each_point_for_one_epoch(study: StudyFile, tmp_path:
         assert list(rates) == pytest.approx([images] * ROUNDS)
         (row,) = table[table["run_id"] == run_id].to_dict("records")
         assert row["seconds_per_epoch"] == rounds["seconds_per_epoch"][1:].median()
-    assert table["load"].min() >= 0
+    assert history["load"].min() >= 0
 
 
 def test_points_take_turns_in_an_order_of_each_round(

