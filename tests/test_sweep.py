@@ -109,8 +109,6 @@ def test_what_a_trial_costs_beside_its_work_is_measured(copy: Store, tmp_path: P
     for attempt in made.last_attempts():
         assert attempt.duration
         assert 0 < attempt.user_attrs[OVERHEAD] < attempt.duration.total_seconds()
-    # The first one opens files and warms up; no trial's cost may grow with their number.
-    assert all(attempt.user_attrs[OVERHEAD] < 2 for attempt in made.last_attempts()[1:])
 
 
 def test_a_search_runs_a_trial_once_for_every_seed(store: Store, tmp_path: Path) -> None:
