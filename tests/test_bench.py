@@ -184,7 +184,7 @@ def test_the_products_of_a_step_are_all_counted(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("planted")
 def test_training_steps_are_compared_with_tarflows_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    cases = [training.Case(t, p) for p in ("float32", "bf16") for t in ("affine", "rqs-4")]
+    cases = tuple(training.Case(t, p) for p in ("float32", "bf16") for t in ("affine", "rqs-4"))
     monkeypatch.setattr(training, "CASES", cases)
     table = pd.DataFrame(training.rows(repeats=2)).set_index("case")
     names = ["affine, float32", "rqs-4, float32", "affine, bf16", "rqs-4, bf16"]
