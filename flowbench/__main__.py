@@ -172,6 +172,7 @@ def sample(arguments: Sequence[str]) -> None:
         parsed.truncation,
         Guidance(parsed.guidance, parsed.guidance_schedule, parsed.attention_temperature),
         Decoding(parsed.segment, parsed.tolerance, parsed.iterations),
+        bf16=parsed.bf16,
     )
     if parsed.attention_temperature != 1 and not parsed.guidance:
         raise UsageError("--attention-temperature is that of guidance: give --guidance above 0 too")
@@ -218,6 +219,7 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--iterations", type=positive, help="most sweeps over a segment")
     parser.add_argument("--denoise", action="store_true", help="take off the noise of training")
+    parser.add_argument("--bf16", action="store_true", help="networks in bfloat16: pays on GPUs")
     parser.add_argument("--seed", type=natural, default=0, help="seed of the noise")
     parser.add_argument("--batch", type=positive, help="images at a time")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")

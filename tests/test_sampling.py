@@ -57,6 +57,14 @@ def test_noise_of_an_image_follows_from_the_seed_and_its_number() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_bf16_is_that_of_the_networks() -> None:
+    flow = flow_of("affine")
+    y = torch.tensor([0, 1, 2])
+    exact, rough = draw(flow, y, PLAIN), draw(flow, y, replace(PLAIN, bf16=True))
+    assert rough.dtype == torch.float32
+    assert 0 < (rough - exact).abs().max() < 0.1 * exact.abs().max()
+
+
 def test_noise_of_images_and_seeds_is_independent_and_normal() -> None:
     z = torch.cat([noise(flow_of(), 500, Sampling(seed)) for seed in (0, 1)]).flatten(1)
     assert stats.kstest(z.flatten().numpy(), "norm").pvalue > 0.01
