@@ -19,8 +19,20 @@ LOSSES = [f"{stage}/{term}" for stage in ("train", "val", "test") for term in ("
 # Read as text even where they look like numbers: the commit 12e4567, the version 2.10.
 TEXT = ["run_id", "name", "scale", "status", "transform", "data", "noise"]
 TEXT += ["device", "torch", "lightning", "flowbench", "commit", "started", "skipped"]
-NUMBERS = ["bins", "blocks", "layers", "width", "patch", "seed", "epochs", "batch", "parameters"]
+NUMBERS = [
+    "bins",
+    "blocks",
+    "layers",
+    "width",
+    "patch",
+    "seed",
+    "epochs",
+    "lr",
+    "batch",
+    "parameters",
+]
 NUMBERS += [*LOSSES, "seconds_per_epoch", "images_per_second", "seconds", "threads", "classes"]
+NUMBERS += ["workers", "load"]
 NUMBERS += [f"test/{name}" for name in ("draws", "bpd_se", "bpd_iw", "nll", "nll_se")]
 NUMBERS += [f"bayes/{name}" for name in ("accuracy", "ece", "images")]
 NUMBERS += [f"fidelity/{name}" for name in ("samples", "real", "kid_subset")]
@@ -36,7 +48,14 @@ EVALUATION = {
     "confusion": ["run_id", "label", "predicted", "count"],
     "calibration": ["run_id", "confidence", "accuracy", "count"],
 }
-"""The further tables, each a file where some run has it, and their indispensable columns."""
+"""The tables of the evaluation, and their indispensable columns."""
+TIMING = "timing"
+"""The table of the rounds in which another study, of times, measured flows like these."""
+TABLES = {**EVALUATION, TIMING: ["run_id", "epoch", "transform", "seconds_per_epoch"]}
+"""The further tables, each a file where it has rows."""
+TIMED = ["run_id", "epoch", "transform", "blocks", "layers", "width", "patch", "data", "batch"]
+TIMED += ["device", "threads", "torch", "scale", "started", "seconds_per_epoch", "load"]
+"""What a row of ``timing`` may tell."""
 PATCHES = ["bpd", "nll", "distance", "floor"]
 """What a row of ``patches`` may tell, by the run's noise and by what was evaluated."""
 
@@ -55,7 +74,7 @@ class Recorded(NamedTuple):
     and ``<transform>/trajectory``: ``[blocks + 1, classes, H, W, C]``, the noise first.
     """
     evaluation: dict[str, pd.DataFrame]
-    """The tables named in ``EVALUATION``, each empty where no run has it."""
+    """The tables named in ``TABLES``, each empty where there is none."""
 
 
 def complete(recorded: Recorded) -> Recorded:
@@ -67,12 +86,12 @@ def complete(recorded: Recorded) -> Recorded:
     runs, history, samples, evaluation = recorded
     evaluation = {
         name: evaluation.get(name, pd.DataFrame(columns=columns))
-        for name, columns in EVALUATION.items()
+        for name, columns in TABLES.items()
     }
     for name, table, needed in (
         (RUNS, runs, ["run_id", "status", "transform", "seed"]),
         (HISTORY, history, ["run_id", "epoch"]),
-        *((f"{name}.csv", table, EVALUATION[name]) for name, table in evaluation.items()),
+        *((f"{name}.csv", table, TABLES[name]) for name, table in evaluation.items()),
     ):
         if missing := [column for column in needed if column not in table]:
             raise UsageError(f"{name} lacks {', '.join(missing)}: it needs {', '.join(needed)}")
@@ -81,6 +100,8 @@ def complete(recorded: Recorded) -> Recorded:
     history = history.reindex(columns=_with(history.columns, [*metrics, "seconds_per_epoch"]))
     patches = evaluation["patches"]
     evaluation["patches"] = patches.reindex(columns=_with(patches.columns, PATCHES))
+    rounds = evaluation[TIMING]
+    evaluation[TIMING] = rounds.reindex(columns=_with(rounds.columns, TIMED))
     return Recorded(runs, history, samples, evaluation)
 
 
@@ -111,7 +132,7 @@ def load(directory: Path) -> Recorded:
     except FileNotFoundError as error:
         wanted = f"{RUNS}, {HISTORY} and {SAMPLES}"
         raise UsageError(f"{error.filename} does not exist: a report has {wanted}") from error
-    paths = {name: directory / f"{name}.csv" for name in EVALUATION}
+    paths = {name: directory / f"{name}.csv" for name in TABLES}
     evaluation = {name: _read(path) for name, path in paths.items() if path.exists()}
     return complete(Recorded(runs, history, samples, evaluation))
 
