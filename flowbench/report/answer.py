@@ -10,7 +10,7 @@ from flowbench.report.blocks import fewer, worth
 from flowbench.report.claims import BESIDE, Claim
 from flowbench.report.configurations import configurations, counted, paired, shown, varied
 from flowbench.report.labels import AFFINE, label
-from flowbench.report.numbers import measured, number, plain
+from flowbench.report.numbers import measured, number
 from flowbench.report.seeds import (
     SETTINGS,
     Interval,
@@ -21,7 +21,6 @@ from flowbench.report.seeds import (
     pace,
     spread,
 )
-from flowbench.report.series import NAMES as AXES
 
 
 def answer(runs: pd.DataFrame, judged: list[Claim], rounds: pd.DataFrame) -> str:
@@ -57,8 +56,9 @@ def answer(runs: pd.DataFrame, judged: list[Claim], rounds: pd.DataFrame) -> str
         for rival in rivals
     ]
     count = len(configurations(runs))
+    settings = " configurations" if varied(runs) else ""
     sentences = [
-        f"{called[best]} has the lowest mean validation loss of {count} compared."
+        f"{called[best]} has the lowest mean validation loss of {count}{settings} compared."
         if count > 1
         else f"Only {called[best]} has a validation loss: nothing is compared.",
         f"On the {name} set, in {unit} (mean ± standard deviation): {'; '.join(levels)}.",
@@ -87,15 +87,18 @@ def _along(runs: pd.DataFrame, metric: str, unit: str) -> Iterator[str]:
             )
         else:
             yield f"No {label(transform)} with fewer blocks is surely as good as {rival}."
-    for across in AXES:
-        table = worth(runs, metric, across) if across != "bins" else []
+    for across, noun in (("blocks", "block"), ("layers", "layer")):
+        table = worth(runs, metric, across)
         for transform in dict.fromkeys(one.transform for one in table):
             listed = "; ".join(
-                f"{plain(one.x)} for {one.told}" for one in table if one.transform == transform
+                f"with {counted(one.x, noun)} as affine with {one.told}"
+                for one in table
+                if one.transform == transform
             )
+            each = " in each block" if across == "layers" else ""
             yield (
-                f"{AXES[across]} of {label(transform)} for as many of affine as reach the same "
-                f"loss in validation (95 % interval over resampled seeds): {listed}."
+                f"In validation {label(transform)} is as good{each} {listed} (how many affine "
+                "would need, interpolated, with 95 % intervals over resampled seeds)."
             )
 
 

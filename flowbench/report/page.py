@@ -15,7 +15,7 @@ from flowbench.report.labels import label
 from flowbench.report.numbers import plain
 from flowbench.report.plates import Drawn
 from flowbench.report.scores import scores
-from flowbench.report.seeds import finished
+from flowbench.report.seeds import finished, untrained
 from flowbench.report.study import Study
 
 
@@ -36,14 +36,7 @@ def page(
     yield Paragraph(study.question, lead="Question.")
     yield Paragraph(study.expected, lead="Expected.")
     yield Paragraph(answer(runs, judged, timed), lead="Answer.")
-    yield Heading("Summary by transform")
-    yield tables.summary(runs)
-    yield Paragraph(
-        "Mean ± standard deviation over seeds of the finished runs' final values. loss = prior − "
-        "logdet, in nats per dimension without the constant ½ log 2π; bits/dim has every constant "
-        "and exists only for runs with uniform noise. The last but one column is the geometric "
-        f"mean of ratios paired by seed.{_beside(runs)}"
-    )
+    yield from _summary(runs)
     yield Heading("Claims")
     yield tables.claim_table(judged)
     for name, rule in RULES.items():
@@ -67,6 +60,20 @@ def page(
     yield Code(study.command)
     yield Heading("What they do not show")
     yield Bullets(list(_limits(runs)))
+
+
+def _summary(runs: pd.DataFrame) -> Iterator[Block]:
+    """Means over seeds; a study of times, which has a table of its own, trains nothing."""
+    if untrained(runs):
+        return
+    yield Heading("Summary by transform")
+    yield tables.summary(runs)
+    yield Paragraph(
+        "Mean ± standard deviation over seeds of the finished runs' final values. loss = prior − "
+        "logdet, in nats per dimension without the constant ½ log 2π; bits/dim has every constant "
+        "and exists only for runs with uniform noise. The last but one column is the geometric "
+        f"mean of ratios paired by seed.{_beside(runs)}"
+    )
 
 
 def _beside(runs: pd.DataFrame) -> str:

@@ -27,6 +27,8 @@ LEAST = 4
 """Different x that three parameters need to leave anything to chance."""
 WIDEST = 10.0
 """Ratio of the ends of c's interval above which c is unknown."""
+SPAN = 2.0
+"""Ratio of the greatest to the least x below which nothing was scaled."""
 CHANCE = 0.05
 FLOPS = 6
 """Floating-point operations of a training step for each parameter and token: 2 forward, 4 back."""
@@ -80,7 +82,7 @@ class Fit:
 
 
 def fits(recorded: Recorded, metric: str) -> list[Fit]:
-    """Every fit that some transform has two values of the quantity for.
+    """A fit for every quantity that varies, at least twofold, between a transform's runs.
 
     Against blocks the layers of a block are the same throughout, against layers the blocks; against
     parameters and compute all configurations of a transform count.
@@ -101,7 +103,7 @@ def fits(recorded: Recorded, metric: str) -> list[Fit]:
         table = table.dropna(subset=["x"])
         for transform in ordered(table["transform"]):
             own = table[table["transform"] == transform]
-            if own["x"].nunique() > 1:
+            if own["x"].max() >= SPAN * own["x"].min():
                 points = own[["x", "seed", metric]].rename(columns={metric: "loss"})
                 found.append(fit(transform, quantity, points))
     return found
@@ -118,7 +120,7 @@ def compute(recorded: Recorded) -> pd.Series:
     tokens = patches.groupby("run_id")["patch"].nunique()
     epochs = recorded.history.reindex(columns=["run_id", "seconds_per_epoch", "images_per_second"])
     seen = epochs["seconds_per_epoch"] * epochs["images_per_second"]
-    images = seen.groupby(epochs["run_id"]).sum(min_count=1)
+    images = seen.groupby(epochs["run_id"]).sum(min_count=1).round()
     flops = FLOPS * runs["parameters"] * tokens.reindex(runs.index) * images.reindex(runs.index)
     return pd.Series(flops.to_numpy(), recorded.runs.index, dtype=float)
 

@@ -37,6 +37,11 @@ def finished(runs: pd.DataFrame) -> pd.DataFrame:
     return runs[runs["status"] == "finished"]
 
 
+def untrained(runs: pd.DataFrame) -> bool:
+    """Whether the finished runs have times and no losses, as a study of times leaves them."""
+    return bool(finished(runs)[["train/loss", "val/loss"]].isna().all(axis=None))
+
+
 def alone(runs: pd.DataFrame) -> pd.DataFrame:
     """The same runs, without the times of those that shared the machine with other trials.
 

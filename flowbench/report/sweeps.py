@@ -14,7 +14,7 @@ from flowbench.report.numbers import MISSING, confidence, number, plain
 from flowbench.report.plates import Plate, counts
 from flowbench.report.rounds import SECONDS, along, rounds
 from flowbench.report.scaling import FLOPS, LEAST, QUANTITIES, WIDEST, Fit, fits
-from flowbench.report.seeds import finished, pace
+from flowbench.report.seeds import finished, pace, untrained
 from flowbench.report.series import NAMES as AXES
 from flowbench.report.series import quality, series
 from flowbench.report.trends import against, scaling
@@ -50,7 +50,7 @@ def plates(recorded: Recorded) -> Iterator[Plate]:
         "all runs of a transform; bands: 95 % of the fits to resampled seeds. No line: the runs do "
         "not determine one, and the table says why. Training FLOPs: "
         f"{FLOPS} · parameters · tokens · images seen, without attention and the transform.",
-        lacking="" if found else "runs of one transform with several models",
+        lacking="" if found else "runs of one transform of which one is twice another's size",
     )
 
 
@@ -158,7 +158,7 @@ def _laws(found: list[Fit], unit: str) -> Iterator[Block]:
 def _parameter(fit: Fit, name: str, places: int | None) -> str:
     value = fit.interval(name)
     if places is None:
-        return f"{value.mean:.3g} ({value.low:.3g} to {value.high:.3g})"
+        return f"{value.mean:.2e} ({value.low:.2e} to {value.high:.2e})"
     low, high = number(value.low, places), number(value.high, places)
     return f"{number(value.mean, places)} ({low} to {high})"
 
@@ -167,8 +167,7 @@ def timing(recorded: Recorded) -> pd.DataFrame:
     """The rounds that ratios of times rest on: of a study of times, this one or another."""
     runs = finished(recorded.runs)
     timed = recorded.evaluation[TIMING]
-    untrained = runs["val/loss"].isna().all() and runs["train/loss"].isna().all()
-    return rounds(runs, recorded.history) if untrained else timed
+    return rounds(runs, recorded.history) if untrained(runs) else timed
 
 
 def _seconds(recorded: Recorded) -> Iterator[Block]:

@@ -15,8 +15,8 @@ from flowbench.report.scaling import QUANTITIES, Fit
 from flowbench.report.series import NAMES, Series
 
 SECONDS = "seconds_per_epoch"
-FAINT = 0.35
-
+FAINT, ASIDE = 0.4, 2**0.08
+"""How single runs and rounds are drawn: faint, and beside their mean, which would hide them."""
 
 Spread = Callable[[pd.Series], tuple[float, float, float]]
 """The middle of some values, and how far it is to the ends of its bar below and above."""
@@ -38,9 +38,10 @@ def against(
     wide = quality is not None
     figure = Figure(figsize=(style.PAGE if wide else style.COLUMN, 2.9), layout="constrained")
     *left, right = figure.subplots(1, 2 if wide else 1, squeeze=False)[0]
-    if quality is not None:
-        _lines(left[0], quality, metric, _deviation)
-        left[0].set_ylabel(title)
+    for axes in left:
+        assert quality is not None
+        _lines(axes, quality, metric, _deviation)
+        axes.set_ylabel(title)
     if seconds is not None:
         _lines(right, seconds, SECONDS, _quartiles)
         right.set(ylabel="Time per epoch (s)", ylim=(0, None))
@@ -83,7 +84,8 @@ def _lines(axes: Axes, series: Series, metric: str, spread: Spread) -> None:
         look, own = looks[transform], runs.dropna(subset=[metric])
         bars = {x: spread(values) for x, values in own.groupby("x")[metric]}
         middle, below, above = zip(*bars.values(), strict=True)
-        axes.plot(own["x"], own[metric], look.marker, color=look.colour, alpha=FAINT, mew=0)
+        beside = own["x"] * ASIDE
+        axes.plot(beside, own[metric], look.marker, color=look.colour, alpha=FAINT, mew=0)
         axes.errorbar(
             list(bars),
             middle,
