@@ -272,17 +272,20 @@ def test_the_evaluation_follows_the_training_and_figures_are_numbered_through(
     recorded: Recorded,
 ) -> None:
     training, evaluation = (Drawn([Picture(f"{n}.png", "", n)], []) for n in ("one", "two"))
-    blocks = list(page(STUDY, recorded.runs, training, evaluation))
+    along = Drawn([Picture("none.png", "", "none")], [])
+    blocks = list(page(STUDY, recorded, along, training, evaluation))
     heads = [block.text for block in blocks if isinstance(block, Heading)]
-    assert heads[:5] == ["Summary by transform", "Claims", "Training", "Evaluation", "Runs"]
+    assert heads[:3] == ["Summary by transform", "Claims", "Bins, blocks and layers"]
+    assert heads[3:6] == ["Training", "Evaluation", "Runs"]
     captions = [block.caption for block in blocks if isinstance(block, Picture)]
-    assert captions == ["Figure 1. one", "Figure 2. two"]
+    assert captions == ["Figure 1. none", "Figure 2. one", "Figure 3. two"]
 
 
 def test_pages_of_mixed_extractors_warn(recorded: Recorded) -> None:
     runs = recorded.runs.copy()
     runs.loc[0, "extractor_digits"] = "abcdef01"
-    blocks = page(STUDY, runs, Drawn([], []), Drawn([], []))
+    nothing = Drawn([], [])
+    blocks = page(STUDY, recorded._replace(runs=runs), nothing, nothing, nothing)
     (warning,) = (b.text for b in blocks if isinstance(b, Paragraph) and b.lead == "Mixed runs.")
     assert "extractor of digits" in warning
     assert "kept apart" in warning

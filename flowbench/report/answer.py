@@ -73,8 +73,9 @@ def answer(runs: pd.DataFrame, judged: list[Claim], rounds: pd.DataFrame) -> str
 def _along(runs: pd.DataFrame, metric: str, unit: str) -> Iterator[str]:
     """What the number that the study varies does: bins, blocks or layers."""
     for gained, gain in gains(runs, metric).items():
-        interval = f"95 % interval {number(gain.low)} to {number(gain.high)}"
-        yield f"With {gained} the validation loss falls by {number(gain.mean)} {unit} ({interval})."
+        limits = f"95 % interval {number(gain.low)} to {number(gain.high)}, {_seeds(gain.n)}"
+        limits = limits if gain.n > 1 else "one seed, no interval"
+        yield f"With {gained} the validation loss falls by {number(gain.mean)} {unit} ({limits})."
     for transform, (most, gaps) in fewer(runs, metric).items():
         good = {count: gap for count, gap in gaps.items() if gap.high <= 0}
         rival = f"affine with {counted(most, 'block')}"
@@ -97,8 +98,8 @@ def _along(runs: pd.DataFrame, metric: str, unit: str) -> Iterator[str]:
             )
             each = " in each block" if across == "layers" else ""
             yield (
-                f"In validation {label(transform)} is as good{each} {listed} (how many affine "
-                "would need, interpolated, with 95 % intervals over resampled seeds)."
+                f"In validation {label(transform)} is as good{each} {listed} (how many it "
+                "would need, interpolated; in parentheses 95 % intervals)."
             )
 
 

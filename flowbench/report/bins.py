@@ -8,7 +8,8 @@ from flowbench.report.series import series
 
 FEW = (4, 8)
 """The numbers of bins that are said to be enough."""
-MORE = "more than "
+MORE = "more bins than "
+"""Begin of the name of a gain that says whether few are enough."""
 
 
 def gains(runs: pd.DataFrame, metric: str) -> dict[str, Interval]:

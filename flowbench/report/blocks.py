@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
 from flowbench.report.labels import AFFINE, ordered
 from flowbench.report.numbers import number, plain
-from flowbench.report.resamples import INTERVAL, resamples
 from flowbench.report.seeds import SETTINGS, Interval, difference
 from flowbench.report.series import series
 
@@ -38,7 +38,7 @@ class Worth:
             return f"{self._one(self.affine)} (one seed, no interval)"
         low, high = self._one(self.low), self._one(self.high)
         if low == high == self._one(self.affine):
-            return f"{low} (in all resamples)"
+            return f"{low} at 95 %"
         return f"{self._one(self.affine)} ({low} to {high})"
 
     @property
@@ -60,7 +60,8 @@ def worth(runs: pd.DataFrame, metric: str, across: str) -> list[Worth]:
     """How many blocks, or layers, of affine reach the loss of every other transform's.
 
     Affine's mean loss, made to fall by taking the least so far, is interpolated linearly against
-    the logarithm of the number; the interval is by resampling the seeds, the same for both sides.
+    the logarithm of the number. The interval has all numbers at which the difference to affine's
+    loss, interpolated for each seed, has a 95 % t interval that includes 0.
 
     Args:
         runs: Finished runs.
@@ -78,26 +79,47 @@ def worth(runs: pd.DataFrame, metric: str, across: str) -> list[Worth]:
     if losses.empty:
         return []
     affine = losses.loc[AFFINE]
-    counts = affine.index.to_numpy(float)
-    draws = resamples(losses.shape[1])
-    others = [name for name in ordered(losses.index.unique("transform")) if name != AFFINE]
+    counts, rivals = affine.index.to_numpy(float), affine.to_numpy()
+    ends = float(counts.min()), float(counts.max())
     table = []
-    for name in others:
+    for name in ordered(losses.index.unique("transform")):
+        if name == AFFINE:
+            continue
         for x, own in losses.loc[name].iterrows():
-            values, rivals = own.to_numpy(), affine.to_numpy()
-            middle = reached_by(counts, rivals.mean(axis=1), values.mean())
-            low = high = math.nan
-            if len(values) > 1:
-                again = [
-                    reached_by(counts, rivals[:, draw].mean(axis=1), values[draw].mean())
-                    for draw in draws
-                ]
-                low, high = np.quantile(again, INTERVAL, method="closest_observation")
-            ends = (float(counts.min()), float(counts.max()))
-            table.append(
-                Worth(name, float(x), values.mean(), middle, float(low), float(high), *ends)
-            )
+            middle = reached_by(counts, rivals.mean(axis=1), own.mean())
+            limits = not_excluded(counts, rivals, own.to_numpy())
+            table.append(Worth(name, float(x), own.mean(), middle, *limits, *ends))
     return table
+
+
+def not_excluded(counts: np.ndarray, rivals: np.ndarray, losses: np.ndarray) -> tuple[float, float]:
+    """The least and the greatest number of affine's whose loss may be the same, at 95 %.
+
+    Args:
+        counts: Numbers that affine has, rising: ``[counts]``.
+        rivals: Affine's losses, ``[counts, seeds]``.
+        losses: What is compared with them, ``[seeds]``.
+
+    Returns:
+        Infinite, or minus infinite, where the greatest, or the least, is not excluded or all are.
+    """
+    seeds = len(losses)
+    if seeds < 2:
+        return math.nan, math.nan
+    fine = np.linspace(*np.log2(counts[[0, -1]]), 1000)
+    curves = [np.interp(fine, np.log2(counts), curve) for curve in rivals.T]
+    gaps = losses - np.stack(curves, axis=1)
+    middle = gaps.mean(axis=1)
+    half = stdtrit(seeds - 1, 0.975) * gaps.std(axis=1, ddof=1) / math.sqrt(seeds)
+    low, high = middle - half, middle + half
+    too_few = int(np.argmax(high >= 0)) if (high >= 0).any() else len(fine)
+    too_many = int(np.argmax(low[::-1] <= 0)) if (low <= 0).any() else len(fine)
+    least = math.inf if too_few == len(fine) else float(2 ** fine[too_few])
+    most = -math.inf if too_many == len(fine) else float(2 ** fine[-1 - too_many])
+    return (
+        -math.inf if too_few == 0 else least,
+        math.inf if too_many == 0 else most,
+    )
 
 
 def reached_by(counts: np.ndarray, losses: np.ndarray, loss: float) -> float:

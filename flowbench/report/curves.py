@@ -171,5 +171,5 @@ def _legend(figure: Figure, axes: Axes, counts: set[int]) -> None:
     band = "no bands" if counts == {1} else "bands ± 1 sd"
     title = f"Validation set: mean over {n} seed{'' if counts == {1} else 's'}, {band}"
     handles, labels = axes.get_legend_handles_labels()
-    columns = min(4, len(labels))
+    columns = min(4 if figure.get_figwidth() == style.PAGE else 2, len(labels))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title)

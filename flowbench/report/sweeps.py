@@ -71,16 +71,16 @@ def _against(recorded: Recorded, across: str) -> Plate:
     if losses is not None:
         said.append(
             f"{title} against the {noun} ({losses.fixed}): mean ± 1 standard deviation over seeds, "
-            "a faint mark a run."
+            "a faint mark beside it a run."
         )
     if seconds is not None:
         where = "of a study of times, in which flows took turns" if foreign else "of these runs"
         said.append(
             f"Seconds per epoch ({seconds.fixed}): median and quartiles over the epochs after the "
-            f"first {where}, a faint mark each.{_load(timed)}"
+            f"first {where}, a faint mark beside it an epoch.{_load(timed)}"
         )
     if len(found.baseline):
-        said.append("Level: affine, with the like band.")
+        said.append("Horizontal line and band: affine, which has no bins.")
     if losses is not None and "in all" in losses.fixed:
         said.append(f"With more blocks each has fewer layers: there are {losses.fixed} throughout.")
     if losses is not None:
@@ -124,9 +124,9 @@ def blocks(recorded: Recorded) -> Iterator[Block]:
                 f"How many {AXES[across].lower()} affine needs for the mean loss that the other "
                 f"transform has ({found.fixed if found else ''}): affine's means over seeds, "
                 "interpolated linearly against the logarithm of the number, the least loss so far "
-                "counting where one with more is higher. In parentheses the 95 % interval over "
-                "resampled seeds, the same on both sides; with few seeds it is too narrow. ≥ and "
-                "≤: beyond the largest and the smallest affine flow.",
+                "counting where one with more is higher. In parentheses the numbers at which the "
+                "difference, seed by seed, has a 95 % t interval that includes 0. ≥ and ≤: beyond "
+                "the largest and the smallest affine flow; at 95 %: all others are excluded.",
                 lead=f"{across.capitalize()} of affine.",
             )
     yield from _laws(fits(recorded, metric), unit)
