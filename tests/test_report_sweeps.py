@@ -6,16 +6,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import tiny
+from mlflow.entities import Metric, Param
 from planted_sweeps import EPOCHS, IMAGES, SEEDS, TOKENS, Law, sweep, untrained
 
 from flowbench.report import Study, build, load, sweeps, trained
+from flowbench.report import __main__ as main
 from flowbench.report.answer import answer
 from flowbench.report.blocks import worth
 from flowbench.report.claims import Claim, claims
 from flowbench.report.configurations import configurations, shown
 from flowbench.report.cost import seconds_per_epoch
 from flowbench.report.document import Block, Heading, Table
-from flowbench.report.files import TIMED, TIMING, Recorded
+from flowbench.report.files import TIMED, TIMING, Recorded, complete
 from flowbench.report.labels import bins
 from flowbench.report.page import page
 from flowbench.report.plates import Drawn
@@ -25,6 +28,7 @@ from flowbench.report.seeds import cost, pace
 from flowbench.report.series import series
 from flowbench.report.tables import run_table, summary
 from flowbench.report.trends import against
+from flowbench.tracking.store import PARENT, Store
 
 STUDY = Study("blocks", "How many?", "Few.", "flowbench sweep")
 COUNTS = (1, 2, 4, 8)
@@ -478,3 +482,51 @@ def test_a_report_with_rounds_is_rebuilt_byte_for_byte(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(
         back, recorded.evaluation[TIMING], check_dtype=False, check_exact=True
     )
+
+
+def stored(store: Store, study: str, points: list[tuple[str, int, int]], losses: bool) -> None:
+    """A study as the store has it, with a run of three epochs for each point."""
+    told = {f"flowbench.{name}": name for name in ("question", "expected", "command")}
+    parent = store.start(
+        study, study, {"flowbench.role": "study", "flowbench.study": study, **told}
+    )
+    for transform, blocks, layers in points:
+        tags = {PARENT: parent, "flowbench.study": study, "flowbench.scale": "quick"}
+        tags |= {"flowbench.digest": f"{transform}-{blocks}", "flowbench.workers": "2"}
+        run_id = store.start(
+            study, transform, tags | ({} if losses else {"flowbench.workers": "1"})
+        )
+        model = {
+            "transform": transform,
+            "blocks": blocks,
+            "layers": layers,
+            "width": 64,
+            "patch": 4,
+        }
+        params = {f"model.{name}": value for name, value in model.items()}
+        params |= {"seed": 0, "data.name": "mnist-5k", "data.batch": 128, "device": "CPU"}
+        values = {"seconds_per_epoch": 1.0, "images_per_second": 1.0, "load": 0.5}
+        values |= {"val/loss": 1.0 / blocks} if losses else {}
+        store.client.log_batch(
+            run_id,
+            params=[Param(key, str(value)) for key, value in params.items()],
+            metrics=[Metric(key, v, n, n) for n in (1, 2, 3) for key, v in values.items()],
+        )
+        store.finish(run_id, "FINISHED")
+    store.finish(parent, "FINISHED")
+
+
+@tiny.LIBRARIES
+def test_a_report_takes_its_seconds_from_the_newest_study_of_times(tmp_path: Path) -> None:
+    store = Store(tiny.results(tmp_path / "results"))
+    stored(store, "blocks", BLOCKS, losses=True)
+    _, recorded = main._read("blocks", store.results, None)
+    assert recorded.evaluation[TIMING].empty
+    stored(store, "timing", TIMES, losses=False)
+    _, recorded = main._read("blocks", store.results, None)
+    found = recorded.evaluation[TIMING]
+    assert len(found) == len(BLOCKS) * 2  # the first of three rounds is for warming up
+    assert set(found["load"]) == {0.5}
+    _, itself = main._read("timing", store.results, None)
+    assert itself.evaluation[TIMING].empty
+    assert len(sweeps.timing(complete(itself))) == len(TIMES) * 2

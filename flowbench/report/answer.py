@@ -110,7 +110,7 @@ def _pace(rounds: pd.DataFrame) -> list[str]:
     said = []
     for name, (transform, both) in paired(rounds, AFFINE).items():
         ratio = pace(both, transform, AFFINE)
-        if transform == "rqs-8" and ratio.n > 1:
+        if ratio.n > 1:
             limits = f"{number(ratio.low, 2)} to {number(ratio.high, 2)}"
             said.append(f"{name} {number(ratio.mean, 2)} ({limits}, {ratio.n} rounds)")
     if not said:

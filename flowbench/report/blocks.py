@@ -106,7 +106,7 @@ def not_excluded(counts: np.ndarray, rivals: np.ndarray, losses: np.ndarray) -> 
     seeds = len(losses)
     if seeds < 2:
         return math.nan, math.nan
-    fine = np.linspace(*np.log2(counts[[0, -1]]), 1000)
+    fine = np.linspace(math.log2(counts[0]), math.log2(counts[-1]), 1000)
     curves = [np.interp(fine, np.log2(counts), curve) for curve in rivals.T]
     gaps = losses - np.stack(curves, axis=1)
     middle = gaps.mean(axis=1)
