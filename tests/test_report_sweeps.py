@@ -206,6 +206,11 @@ def test_what_hardly_varies_is_not_fitted() -> None:
     assert laws(sweep(BINS, of_bins(0, 0))) == {}
 
 
+def test_models_that_were_trained_otherwise_are_not_scaled(blocks: Recorded) -> None:
+    rates = 1e-3 * (1 + np.arange(len(blocks.runs)))
+    assert laws(blocks._replace(runs=blocks.runs.assign(lr=rates))) == {}
+
+
 def test_the_tables_give_the_law_or_why_there_is_none(blocks: Recorded) -> None:
     rows = [row for table in found_tables(blocks) if table.header[0] == "x" for row in table.rows]
     assert [row[:2] for row in rows[:2]] == [["Blocks", "affine"], ["Blocks", "RQS K=8"]]

@@ -17,7 +17,7 @@ from scipy.special import fdtrc
 from flowbench.report.files import Recorded
 from flowbench.report.labels import ordered
 from flowbench.report.resamples import INTERVAL, resamples
-from flowbench.report.seeds import Interval, finished
+from flowbench.report.seeds import MODEL, SETTINGS, Interval, finished
 from flowbench.report.series import series
 
 BOUNDS = (0.05, 5.0)
@@ -84,14 +84,16 @@ class Fit:
 def fits(recorded: Recorded, metric: str) -> list[Fit]:
     """A fit for every quantity that varies, at least twofold, between a transform's runs.
 
-    Against blocks the layers of a block are the same throughout, against layers the blocks; against
-    parameters and compute all configurations of a transform count.
+    Against blocks the layers of a block are the same throughout, or the layers in all, against
+    layers the blocks; against parameters and compute all models of a transform count that were
+    trained alike.
 
     Args:
         recorded: The tables.
         metric: A loss.
     """
     runs = finished(recorded.runs).dropna(subset=[metric])
+    equal = [name for name in SETTINGS if name not in MODEL]
     found = []
     for quantity in QUANTITIES:
         if quantity in ("blocks", "layers"):
@@ -99,7 +101,8 @@ def fits(recorded: Recorded, metric: str) -> list[Fit]:
             table = along.runs if along else runs[:0].assign(x=math.nan)
         else:
             amount = compute(recorded) if quantity == "compute" else runs["parameters"]
-            table = runs.assign(x=amount.reindex(runs.index))
+            groups = runs.assign(x=amount).groupby(equal, dropna=False)
+            table = max((group for _, group in groups), key=len, default=runs.assign(x=math.nan))
         table = table.dropna(subset=["x"])
         for transform in ordered(table["transform"]):
             own = table[table["transform"] == transform]
