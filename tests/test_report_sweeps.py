@@ -30,6 +30,8 @@ from flowbench.report.tables import run_table, summary
 from flowbench.report.trends import against
 from flowbench.tracking.store import PARENT, Store
 
+pytestmark = tiny.LIBRARIES
+
 STUDY = Study("blocks", "How many?", "Few.", "flowbench sweep")
 COUNTS = (1, 2, 4, 8)
 BOTH = ("affine", "rqs-8")
@@ -521,7 +523,6 @@ def stored(store: Store, study: str, points: list[tuple[str, int, int]], losses:
     store.finish(parent, "FINISHED")
 
 
-@tiny.LIBRARIES
 def test_a_report_takes_its_seconds_from_the_newest_study_of_times(tmp_path: Path) -> None:
     store = Store(tiny.results(tmp_path / "results"))
     stored(store, "blocks", BLOCKS, losses=True)
