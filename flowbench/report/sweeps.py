@@ -149,7 +149,8 @@ def _laws(found: list[Fit], unit: str) -> Iterator[Block]:
         "over resampled seeds (the same for all), too narrow with few seeds. Not determined: fewer "
         f"than {LEAST} different x; a constant explains the runs as well (F test, 5 %); the best c "
         f"or an end of its interval is at a bound, or the ends are more than {WIDEST:.0f} times "
-        "apart. With four values of x three parameters fit almost anything: the law is a summary "
+        "apart. What varies less than twofold is not listed; where all runs see as many images, "
+        "compute is proportional to parameters. With four values of x three parameters fit almost anything: the law is a summary "
         "of these runs, not a promise beyond them.",
         lead="Scaling.",
     )

@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from flowbench.report import style
 from flowbench.report.labels import AFFINE
@@ -125,7 +125,7 @@ def scaling(fits: Sequence[Fit], title: str) -> Figure:
         title: What the loss is.
     """
     quantities = [name for name in QUANTITIES if any(fit.quantity == name for fit in fits)]
-    columns = min(2, len(quantities))
+    columns = 2 if len(quantities) in (2, 4) else len(quantities)
     deep = -(-len(quantities) // columns)
     figure = Figure(
         figsize=(style.PAGE if columns > 1 else style.COLUMN, 0.5 + 2.3 * deep),
@@ -141,6 +141,10 @@ def scaling(fits: Sequence[Fit], title: str) -> Figure:
         axes.set(xscale="log", xlabel=QUANTITIES[quantity])
         if quantity in NAMES:
             _ticks(axes, pd.concat(own))
+        else:
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(FuncFormatter(_power_of_ten))
+            axes.xaxis.set_minor_locator(NullLocator())
     for axes in list(grid.flat)[len(quantities) :]:
         axes.remove()
     for row in grid:
@@ -151,6 +155,17 @@ def scaling(fits: Sequence[Fit], title: str) -> Figure:
         list(known.values()), list(known), loc="outside lower center", ncols=min(4, len(known))
     )
     return figure
+
+
+def _power_of_ten(value: float, _: int | None = None) -> str:
+    r"""A number of one digit with its power of ten.
+
+    Example:
+        >>> _power_of_ten(2e5)
+        '$2\\times10^{5}$'
+    """
+    digit, exponent = f"{value:.0e}".split("e")
+    return rf"${digit}\times10^{{{int(exponent)}}}$"
 
 
 def _fit(axes: Axes, fit: Fit, look: style.Look) -> None:
