@@ -16,18 +16,13 @@ from flowbench.report.rounds import SECONDS, along, rounds
 from flowbench.report.scaling import FLOPS, LEAST, QUANTITIES, WIDEST, Fit, fits
 from flowbench.report.seeds import finished, pace, untrained
 from flowbench.report.series import NAMES as AXES
-from flowbench.report.series import quality, series
+from flowbench.report.series import Series, quality, series
 from flowbench.report.trends import against, scaling
 
 NAMES = [*AXES, "scaling"]
 """Every figure there may be, each a file of this name."""
 
 _NOUNS = {"bins": "number of bins", "blocks": "number of blocks", "layers": "layers of a block"}
-_NEEDS = {
-    "bins": "make sweep-timing",
-    "blocks": "make sweep-timing",
-    "layers": "trials that run one by one",
-}
 
 
 def plates(recorded: Recorded) -> Iterator[Plate]:
@@ -87,14 +82,17 @@ def _against(recorded: Recorded, across: str) -> Plate:
         said.append(counts(pd.concat([losses.runs, losses.baseline])))
     return Plate(
         across,
-        partial(against, losses, metric, title, seconds, _lacking(across)),
+        partial(against, losses, metric, title, seconds, _lacking(losses)),
         f"{title if losses else 'Seconds per epoch'} against the {noun} for {names}.",
         " ".join(said),
     )
 
 
-def _lacking(across: str) -> str:
-    return f"needs {_NEEDS[across]}:\nno trial here had the machine to itself"
+def _lacking(losses: Series | None) -> str:
+    """What seconds of these flows need: those of equal layers a block are in the study of times."""
+    timed = losses is not None and losses.across != "layers" and "in all" not in losses.fixed
+    need = "make sweep-timing" if timed else "trials that run one by one"
+    return f"needs {need}:\nno trial here had the machine to itself"
 
 
 def _load(timed: pd.DataFrame) -> str:
@@ -150,8 +148,8 @@ def _laws(found: list[Fit], unit: str) -> Iterator[Block]:
         f"than {LEAST} different x; a constant explains the runs as well (F test, 5 %); the best c "
         f"or an end of its interval is at a bound, or the ends are more than {WIDEST:.0f} times "
         "apart. What varies less than twofold is not listed; where all runs see as many images, "
-        "compute is proportional to parameters. With four values of x three parameters fit almost anything: the law is a summary "
-        "of these runs, not a promise beyond them.",
+        "compute is proportional to parameters. With four values of x three parameters fit almost "
+        "anything: the law is a summary of these runs, not a promise beyond them.",
         lead="Scaling.",
     )
 
