@@ -152,11 +152,11 @@ def fit(transform: str, quantity: str, points: pd.DataFrame) -> Fit:
         return undetermined(f"the best c is at its bound, {law.c:.3g}")
     if len(seeds) < 2:
         return undetermined("one seed")
-    groups = [points[points["seed"] == seed] for seed in seeds]
+    groups = [points.loc[points["seed"] == seed, ["x", "loss"]].to_numpy(float) for seed in seeds]
     again = []
     for draw in resamples(len(seeds)):
-        drawn = pd.concat([groups[place] for place in draw])
-        again.append(best(drawn["x"].to_numpy(float), drawn["loss"].to_numpy(float))[0])
+        x, loss = np.concatenate([groups[place] for place in draw]).T
+        again.append(best(x, loss)[0])
     low, high = np.quantile([other.c for other in again], INTERVAL)
     if at_bound(low) or at_bound(high) or high / low > WIDEST:
         return undetermined(f"c is anywhere from {low:.2g} to {high:.2g}")
