@@ -32,7 +32,7 @@ STUDY = Study(
 
 
 NOTHING = Drawn([], [])
-NAMES = [*trained.NAMES, "digits", "pareto"]
+NAMES = ["bins", *trained.NAMES, "digits", "pareto"]
 """The figures of runs that were not evaluated."""
 
 
@@ -46,7 +46,7 @@ def verdicts(runs: pd.DataFrame) -> list[str]:
 
 
 def pages(recorded: Recorded) -> tuple[str, str]:
-    blocks = list(page(STUDY, recorded.runs, NOTHING, NOTHING, NOTHING, []))
+    blocks = list(page(STUDY, recorded, NOTHING, NOTHING, NOTHING, NOTHING))
     return markdown("report", blocks), html("report", blocks, Path())
 
 
@@ -406,7 +406,8 @@ def test_runs_left_out_are_counted_and_named(recorded: Recorded) -> None:
 def test_mixed_runs_are_told(recorded: Recorded) -> None:
     runs = recorded.runs.copy()
     runs.loc[0, "device"] = "cuda"
-    blocks = list(page(STUDY, runs, NOTHING, NOTHING, NOTHING, []))
+    mixed = recorded._replace(runs=runs)
+    blocks = list(page(STUDY, mixed, NOTHING, NOTHING, NOTHING, NOTHING))
     warnings = [block for block in blocks if isinstance(block, Paragraph) and "Mixed" in block.lead]
     assert "device: cuda (1 run), None (8 runs)" in warnings[0].text
 

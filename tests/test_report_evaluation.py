@@ -271,18 +271,24 @@ def test_an_indispensable_column_of_the_evaluation_is_named(
 def test_the_evaluation_follows_the_training_and_figures_are_numbered_through(
     recorded: Recorded,
 ) -> None:
-    parts = [Drawn([Picture(f"{n}.png", "", n)], []) for n in ("one", "two", "three")]
-    blocks = list(page(STUDY, recorded.runs, *parts, []))
+    parts = [Drawn([Picture(f"{n}.png", "", n)], []) for n in ("none", "one", "two", "three")]
+    blocks = list(page(STUDY, recorded, *parts))
     heads = [block.text for block in blocks if isinstance(block, Heading)]
-    assert heads[2:6] == ["Training", "Evaluation", "Trials", "Runs"]
+    assert heads[:3] == ["Summary by transform", "Claims", "Bins, blocks and layers"]
+    assert heads[3:7] == ["Training", "Evaluation", "Trials", "Runs"]
     captions = [block.caption for block in blocks if isinstance(block, Picture)]
-    assert captions == ["Figure 1. one", "Figure 2. two", "Figure 3. three"]
+    assert captions == [
+        "Figure 1. none",
+        "Figure 2. one",
+        "Figure 3. two",
+        "Figure 4. three",
+    ]
 
 
 def test_pages_of_mixed_extractors_warn(recorded: Recorded) -> None:
     runs = recorded.runs.copy()
     runs.loc[0, "extractor_digits"] = "abcdef01"
-    blocks = page(STUDY, runs, Drawn([], []), Drawn([], []), Drawn([], []), [])
+    blocks = page(STUDY, recorded._replace(runs=runs), *[Drawn([], [])] * 4)
     (warning,) = (b.text for b in blocks if isinstance(b, Paragraph) and b.lead == "Mixed runs.")
     assert "extractor of digits" in warning
     assert "kept apart" in warning

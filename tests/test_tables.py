@@ -99,3 +99,27 @@ def test_scores_and_their_extractor_are_columns(store: Store) -> None:
     runs, _ = tables.read(store, store.search(""))
     (row,) = runs.to_dict("records")
     assert (row["fid_digits"], row["extractor_digits"], row["classes"]) == (3.5, "12e45678", 10)
+
+
+def test_workers_and_load_are_columns_of_runs(store: Store) -> None:
+    run_id = recorded(store, "affine", 0)
+    store.tag(run_id, {"flowbench.workers": "2"})
+    metrics = [Metric("load", value, step, step) for step, value in ((1, 9.0), (2, 1.0), (3, 2.0))]
+    metrics += [Metric("seconds_per_epoch", 1.0, step, step) for step in (1, 2, 3)]
+    store.client.log_batch(run_id, metrics=metrics)
+    recorded(store, "rqs-8", 0)
+    runs, _ = tables.read(store, store.search(""))
+    assert runs["workers"].fillna(0).tolist() == [2, 0]
+    assert runs["load"].fillna(0).tolist() == [1.5, 0]
+
+
+def test_the_newest_study_of_a_file_and_scale_is_found_whatever_its_version(store: Store) -> None:
+    ids = {}
+    for name in ("timing", "timing@2", "timing-full", "other"):
+        tags = {"flowbench.role": "study", "flowbench.study": name}
+        ids[name] = store.start(name, name, tags)
+    found = {scale: tables.newest(store, "timing", scale) for scale in ("quick", "full", "tiny")}
+    assert {scale: run.info.run_id for scale, run in found.items() if run} == {
+        "quick": ids["timing@2"],
+        "full": ids["timing-full"],
+    }

@@ -38,7 +38,7 @@ def build(
         UsageError: No run is finished, ``run`` is not one of them, an indispensable column is
             missing, or ``out`` cannot be written to.
     """
-    from flowbench.report import document, evaluated, files, searched, trained
+    from flowbench.report import document, evaluated, files, searched, sweeps, trained
     from flowbench.report.page import page
     from flowbench.report.plates import drawn
 
@@ -52,19 +52,19 @@ def build(
         study.write(staging)
         files.write(recorded, staging)
         recorded = files.load(staging)  # so that what is drawn is what can be drawn again
+        along = drawn(sweeps.plates(recorded), staging, format)
         training = drawn(trained.plates(recorded, run), staging, format)
         evaluation = drawn(evaluated.plates(recorded), staging, format)
         search = drawn(searched.plates(study.objectives, recorded), staging, format)
-        trials = list(searched.told(study.objectives, recorded))
-        blocks = list(page(study, recorded.runs, training, evaluation, search, trials))
+        blocks = list(page(study, recorded, along, training, evaluation, search))
         (staging / "report.md").write_text(document.markdown(title, blocks), encoding="utf-8")
         (staging / "report.html").write_text(
             document.html(title, blocks, staging), encoding="utf-8"
         )
         names = sorted(path.name for path in staging.iterdir())
-    figures = [*trained.NAMES, *evaluated.NAMES, *searched.NAMES]
+    figures = [*sweeps.NAMES, *trained.NAMES, *evaluated.NAMES, *searched.NAMES]
     ours = {f"{name}.{kind}" for name in figures for kind in ("png", "pdf")}
-    tables = {f"{name}.csv" for name in (*files.EVALUATION, *files.SEARCH)}
+    tables = {f"{name}.csv" for name in (*files.TABLES, *files.SEARCH)}
     for stale in (ours | tables) - {*names}:
         (out / stale).unlink(missing_ok=True)
     return [out / name for name in names]

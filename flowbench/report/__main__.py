@@ -3,11 +3,17 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flowbench.errors import UsageError
 from flowbench.report import Study, build, load
-from flowbench.report.files import RUNS, Recorded
+from flowbench.report.files import RUNS, TIMED, TIMING, Recorded
 from flowbench.terminal import Parser, say
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from flowbench.tracking.store import Run, Store
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,7 +62,21 @@ def _read(name: str, results: Path, directory: Path | None) -> tuple[Study, Reco
         tables.objectives(parent),
     )
     evaluation, search = tables.evaluation(store, children), tables.search(store, parent)
+    evaluation[TIMING] = _timing(store, parent, runs)
     return study, Recorded(runs, history, tables.samples(store, runs), evaluation, search)
+
+
+def _timing(store: "Store", study: "Run", runs: "pd.DataFrame") -> "pd.DataFrame":
+    """Read the rounds in which the newest study of times, of this scale, measured such flows."""
+    from flowbench.report.rounds import rounds, standing_for
+    from flowbench.tracking import tables
+
+    scales = [scale for scale in runs["scale"].unique() if scale]
+    timed = tables.newest(store, TIMING, scales[0]) if len(scales) == 1 else None
+    if timed is None or timed.info.run_id == study.info.run_id:
+        return runs.reindex(columns=TIMED)[:0]
+    found = rounds(*tables.read(store, tables.children(store, timed.info.run_id)))
+    return standing_for(found, runs)
 
 
 if __name__ == "__main__":

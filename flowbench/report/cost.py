@@ -6,24 +6,27 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from flowbench.report import style
+from flowbench.report.configurations import configurations, with_baseline
 from flowbench.report.labels import AFFINE
 from flowbench.report.numbers import number
-from flowbench.report.seeds import cost
+from flowbench.report.seeds import alone, cost
 
 
 @style.context()
 def seconds_per_epoch(runs: pd.DataFrame) -> Figure:
-    """Every run's seconds per epoch, each transform's median, and its ratio to affine.
+    """Every run's seconds per epoch, each configuration's median, and its ratio to affine.
 
     Args:
         runs: The finished runs; a run's figure is its median over epochs but the first.
     """
-    timed = runs.dropna(subset=["seconds_per_epoch"])
+    timed = alone(runs).dropna(subset=["seconds_per_epoch"])
     looks = style.looks(timed["transform"])
-    figure = Figure(figsize=(style.COLUMN, 0.9 + 0.32 * len(looks)), layout="constrained")
+    named = configurations(timed)
+    figure = Figure(figsize=(style.COLUMN, 0.9 + 0.32 * len(named)), layout="constrained")
     axes = figure.subplots()
-    for row, (transform, look) in enumerate(looks.items()):
-        seconds = timed.loc[timed["transform"] == transform, "seconds_per_epoch"]
+    for row, own in enumerate(named.values()):
+        transform, seconds = own["transform"].iloc[0], own["seconds_per_epoch"]
+        look = looks[transform]
         middle = seconds.median()
         axes.plot([middle, middle], [row - 0.3, row + 0.3], color=look.colour, linewidth=2)
         axes.plot(
@@ -35,12 +38,13 @@ def seconds_per_epoch(runs: pd.DataFrame) -> Figure:
             markersize=5,
         )
         if AFFINE in looks:
-            _beside(axes, row, number(cost(runs, transform, AFFINE).mean, 2))
+            both = with_baseline(own, timed, AFFINE)
+            _beside(axes, row, number(cost(both, transform, AFFINE).mean, 2))
     if AFFINE in looks:
         _beside(axes, -0.8, "÷ affine")
-    axes.set_yticks(range(len(looks)), [look.label for look in looks.values()])
+    axes.set_yticks(range(len(named)), list(named))
     axes.set(xlabel="Time per epoch (s)", xlim=(0, timed["seconds_per_epoch"].max() * 1.08))
-    axes.set_ylim(len(looks) - 0.4, -0.6)
+    axes.set_ylim(len(named) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
     figure.legend(
         handles=[

@@ -1,5 +1,7 @@
 """Figures of what is recorded every epoch: one run's terms, and all transforms side by side."""
 
+from collections.abc import Mapping
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -41,12 +43,16 @@ def term(history: pd.DataFrame, name: str, title: str) -> Figure:
 
 
 @style.context()
-def losses(history: pd.DataFrame) -> Figure:
+def losses(history: pd.DataFrame, names: Mapping[str, str] | None = None) -> Figure:
     """The total loss and its two terms in validation, all transforms: as they are, and normalised.
 
     The upper panels have scales of one length, so that the terms' changes can be compared with each
     other; the lower ones show each term between the smallest (0) and the largest (1) value that any
     run has in any epoch.
+
+    Args:
+        history: The epochs of the runs.
+        names: What to call the transforms, where that is more than their own name.
     """
     figure = Figure(figsize=(style.PAGE, 4.3), layout="constrained")
     grid = figure.subplots(2, 3, sharex=True)
@@ -54,8 +60,8 @@ def losses(history: pd.DataFrame) -> Figure:
         metric = f"val/{name}"
         low, high = history[metric].min(), history[metric].max()
         unit = history.assign(**{metric: (history[metric] - low) / (high - low or 1.0)})
-        counts = _means(raw, history, metric)
-        _means(normalised, unit, metric)
+        counts = _means(raw, history, metric, names)
+        _means(normalised, unit, metric, names)
         raw.set(title=TERMS[name], ylabel=NATS.capitalize())
         normalised.set(ylabel="Normalised to [0, 1]", ylim=(-0.05, 1.05))
         _epochs(normalised)
@@ -65,21 +71,28 @@ def losses(history: pd.DataFrame) -> Figure:
 
 
 @style.context()
-def bpd(history: pd.DataFrame) -> Figure:
+def bpd(history: pd.DataFrame, names: Mapping[str, str] | None = None) -> Figure:
     """Validation bits per dimension against epochs and against training time, all transforms.
 
-    Where no run has bits per dimension, the validation loss takes their place under its own name.
+    Where no run has bits per dimension, the validation loss takes their place under its own name;
+    where none was timed, there is no panel against time.
+
+    Args:
+        history: The epochs of the runs.
+        names: What to call the transforms, where that is more than their own name.
     """
     metric, label = "val/bpd", "Validation bits per dimension"
     if history[metric].isna().all():
         metric, label = "val/loss", f"Validation loss ({NATS})"
-    figure = Figure(figsize=(style.PAGE, 2.9), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    counts = _means(left, history, metric)
-    _means(right, _timed(history), metric, at="elapsed")
+    timed = history["seconds_per_epoch"].notna().any()
+    figure = Figure(figsize=(style.PAGE if timed else style.COLUMN, 2.9), layout="constrained")
+    left, *others = figure.subplots(1, 2 if timed else 1, sharey=True, squeeze=False)[0]
+    counts = _means(left, history, metric, names)
     left.set(ylabel=label)
     _epochs(left)
-    right.set(xlabel="Training time (s)", xlim=(0, None))
+    for right in others:
+        _means(right, _timed(history), metric, names, at="elapsed")
+        right.set(xlabel="Training time (s)", xlim=(0, None))
     _legend(figure, left, counts)
     return figure
 
@@ -94,7 +107,13 @@ def over_seeds(history: pd.DataFrame, metric: str, transform: str) -> pd.DataFra
     return table.dropna(axis="columns", how="all").dropna()
 
 
-def _means(axes: Axes, history: pd.DataFrame, metric: str, at: str = "epoch") -> set[int]:
+def _means(
+    axes: Axes,
+    history: pd.DataFrame,
+    metric: str,
+    names: Mapping[str, str] | None,
+    at: str = "epoch",
+) -> set[int]:
     """Draw a metric's mean over seeds, with a band of one standard deviation, by transform.
 
     Returns:
@@ -106,6 +125,7 @@ def _means(axes: Axes, history: pd.DataFrame, metric: str, at: str = "epoch") ->
     counts = {table.shape[1] for table in seeds.values()}
     for name, table in seeds.items():
         look, mean, sd = looks[name], table.mean(axis=1), table.std(axis=1)
+        called = (names or {}).get(name, look.label)
         place = over_seeds(history, at, name).mean(axis=1).reindex(mean.index)
         axes.plot(
             place,
@@ -114,7 +134,7 @@ def _means(axes: Axes, history: pd.DataFrame, metric: str, at: str = "epoch") ->
             linestyle=look.line,
             marker=look.marker,
             markevery=_every(mean),
-            label=look.label if len(counts) == 1 else f"{look.label} (n = {table.shape[1]})",
+            label=called if len(counts) == 1 else f"{called} (n = {table.shape[1]})",
         )
         axes.fill_between(place, mean - sd, mean + sd, color=look.colour, alpha=0.18, linewidth=0)
     return counts
@@ -151,5 +171,5 @@ def _legend(figure: Figure, axes: Axes, counts: set[int]) -> None:
     band = "no bands" if counts == {1} else "bands ± 1 sd"
     title = f"Validation set: mean over {n} seed{'' if counts == {1} else 's'}, {band}"
     handles, labels = axes.get_legend_handles_labels()
-    columns = min(4, len(labels))
+    columns = min(4 if figure.get_figwidth() == style.PAGE else 2, len(labels))
     figure.legend(handles, labels, loc="outside lower center", ncols=columns, title=title)

@@ -6,6 +6,7 @@ from functools import partial
 import pandas as pd
 
 from flowbench.report.bayes import bayes
+from flowbench.report.configurations import shown
 from flowbench.report.digits import (
     DENOISED,
     GUIDED,
@@ -48,7 +49,8 @@ def plates(recorded: Recorded) -> Iterator[Plate]:
 
 
 def _fidelity(recorded: Recorded) -> Plate:
-    found = extractors(recorded.runs)
+    best, _ = shown(finished(recorded.runs))
+    found = extractors(best)
     runs = pd.concat([extractor.runs for extractor in found] or [recorded.runs[:0]])
     return Plate(
         "fidelity",
@@ -56,7 +58,9 @@ def _fidelity(recorded: Recorded) -> Plate:
         f"FID, KID, precision and recall of {_names(runs)}, beside the floor.",
         "Generated against test images in the features of an extractor (one row of panels each, "
         "for their values do not compare). A mark: one run; a bar or a filled mark: the mean over "
-        "the runs, without an interval; floor: training images in place of generated ones. FID and "
+        "the runs, without an interval; where blocks or layers vary the runs are those with the "
+        "settings of the transform's best in validation; floor: training images in place of "
+        "generated ones. FID and "
         "KID are better the lower; an axis is logarithmic where values differ more than "
         f"thirtyfold. {' '.join(extractor.told for extractor in found)} "
         f"{counts(runs)}",
@@ -101,7 +105,7 @@ def _patches(recorded: Recorded) -> Plate:
     floor = number(table["floor"].mean(), 1)
     return Plate(
         "patches",
-        partial(patches, table, finished(recorded.runs)),
+        partial(patches, table, shown(finished(recorded.runs))[0]),
         f"Maps over the patches, and a ratio of the edge to even noise, for {_names(table)}.",
         "Patch by patch: Wasserstein distance of the high-frequency amplitude in generated from "
         f"that in test images (training images: {floor} on average), and the patch's share of the "

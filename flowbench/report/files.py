@@ -20,13 +20,24 @@ LOSSES = [f"{stage}/{term}" for stage in ("train", "val", "test") for term in ("
 # Read as text even where they look like numbers: the commit 12e4567, the version 2.10.
 TEXT = ["run_id", "name", "scale", "status", "transform", "data", "noise"]
 TEXT += ["device", "torch", "lightning", "flowbench", "commit", "started", "skipped"]
-NUMBERS = ["bins", "blocks", "layers", "width", "patch", "seed", "epochs", "batch", "parameters"]
+NUMBERS = [
+    "bins",
+    "blocks",
+    "layers",
+    "width",
+    "patch",
+    "seed",
+    "epochs",
+    "lr",
+    "batch",
+    "parameters",
+]
 NUMBERS += [*LOSSES, "seconds_per_epoch", "images_per_second", "seconds", "threads", "classes"]
+NUMBERS += ["trial", "workers", "load"]
 NUMBERS += [f"test/{name}" for name in ("draws", "bpd_se", "bpd_iw", "nll", "nll_se")]
 NUMBERS += [f"bayes/{name}" for name in ("accuracy", "ece", "images")]
 NUMBERS += [f"fidelity/{name}" for name in ("samples", "real", "kid_subset")]
 NUMBERS += [f"patches/{name}" for name in ("ratio", "ratio_low", "ratio_high")]
-NUMBERS += ["trial", "workers"]
 KNOWN = [*TEXT, *NUMBERS]
 """The columns of the table of runs; others may follow, and any but the indispensable may miss."""
 EXTRACTOR = "extractor_"
@@ -38,7 +49,14 @@ EVALUATION = {
     "confusion": ["run_id", "label", "predicted", "count"],
     "calibration": ["run_id", "confidence", "accuracy", "count"],
 }
-"""The further tables, each a file where some run has it, and their indispensable columns."""
+"""The tables of the evaluation, and their indispensable columns."""
+TIMING = "timing"
+"""The table of the rounds in which another study, of times, measured flows like these."""
+TABLES = {**EVALUATION, TIMING: ["run_id", "epoch", "transform", "seconds_per_epoch"]}
+"""The further tables, each a file where it has rows."""
+TIMED = ["run_id", "epoch", "transform", "blocks", "layers", "width", "patch", "data", "batch"]
+TIMED += ["device", "threads", "torch", "scale", "started", "seconds_per_epoch", "load"]
+"""What a row of ``timing`` may tell."""
 PATCHES = ["bpd", "nll", "distance", "floor"]
 """What a row of ``patches`` may tell, by the run's noise and by what was evaluated."""
 
@@ -63,7 +81,7 @@ class Recorded(NamedTuple):
     and ``<transform>/trajectory``: ``[blocks + 1, classes, H, W, C]``, the noise first.
     """
     evaluation: dict[str, pd.DataFrame]
-    """The tables named in ``EVALUATION``, each empty where no run has it."""
+    """The tables named in ``TABLES``, each empty where there is none."""
     search: Mapping[str, pd.DataFrame] = MappingProxyType({})
     """The tables named in ``SEARCH``, each empty where the study has not recorded it."""
 
@@ -77,7 +95,7 @@ def complete(recorded: Recorded) -> Recorded:
     runs, history, samples, evaluation, search = recorded
     evaluation = {
         name: evaluation.get(name, pd.DataFrame(columns=columns))
-        for name, columns in EVALUATION.items()
+        for name, columns in TABLES.items()
     }
     search = {
         name: search.get(name, pd.DataFrame(columns=columns)) for name, columns in SEARCH.items()
@@ -85,7 +103,7 @@ def complete(recorded: Recorded) -> Recorded:
     for name, table, needed in (
         (RUNS, runs, ["run_id", "status", "transform", "seed"]),
         (HISTORY, history, ["run_id", "epoch"]),
-        *((f"{name}.csv", table, EVALUATION[name]) for name, table in evaluation.items()),
+        *((f"{name}.csv", table, TABLES[name]) for name, table in evaluation.items()),
         *((f"{name}.csv", table, SEARCH[name]) for name, table in search.items()),
     ):
         if missing := [column for column in needed if column not in table]:
@@ -95,6 +113,8 @@ def complete(recorded: Recorded) -> Recorded:
     history = history.reindex(columns=_with(history.columns, [*metrics, "seconds_per_epoch"]))
     patches = evaluation["patches"]
     evaluation["patches"] = patches.reindex(columns=_with(patches.columns, PATCHES))
+    rounds = evaluation[TIMING]
+    evaluation[TIMING] = rounds.reindex(columns=_with(rounds.columns, TIMED))
     return Recorded(runs, history, samples, evaluation, search)
 
 
@@ -125,7 +145,7 @@ def load(directory: Path) -> Recorded:
     except FileNotFoundError as error:
         wanted = f"{RUNS}, {HISTORY} and {SAMPLES}"
         raise UsageError(f"{error.filename} does not exist: a report has {wanted}") from error
-    paths = {name: directory / f"{name}.csv" for name in EVALUATION}
+    paths = {name: directory / f"{name}.csv" for name in TABLES}
     evaluation = {name: _read(path) for name, path in paths.items() if path.exists()}
     paths = {name: directory / f"{name}.csv" for name in SEARCH}
     search = {name: _read(path, text=True) for name, path in paths.items() if path.exists()}

@@ -1,5 +1,6 @@
 """How transforms are called and ordered wherever people read about them."""
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -32,6 +33,27 @@ def is_spline(transform: str) -> bool:
         (True, False)
     """
     return _SPLINE.fullmatch(transform) is not None
+
+
+def bins(transform: str) -> float:
+    """Number of bins of the one spline in a transform; NaN where there is none, or several.
+
+    Example:
+        >>> bins("affine+rqs-8"), bins("affine")
+        (8.0, nan)
+    """
+    found = [int(match[1]) for match in map(_SPLINE.fullmatch, transform.split("+")) if match]
+    return float(found[0]) if len(found) == 1 else math.nan
+
+
+def family(transform: str) -> str:
+    """What a transform is but for its number of bins.
+
+    Example:
+        >>> family("affine+rqs-8"), family("rqs-8-6"), family("affine")
+        ('affine + RQS', 'RQS B=6', 'affine')
+    """
+    return label(transform).replace(f" K={bins(transform):.0f}", "")
 
 
 def ordered(transforms: Iterable[str]) -> list[str]:

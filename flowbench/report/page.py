@@ -1,66 +1,65 @@
 """The page of a study, block by block: question, answer, results, trials, making, limits."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from itertools import count
 
 import pandas as pd
 
-from flowbench.report import tables
+from flowbench.report import searched, sweeps, tables
 from flowbench.report.answer import answer
-from flowbench.report.claims import RULES, UNCORRECTED, claims
+from flowbench.report.claims import BESIDE, RULES, UNCORRECTED, claims
 from flowbench.report.document import Block, Bullets, Code, Heading, Paragraph
 from flowbench.report.extractors import extractors
+from flowbench.report.files import Recorded
 from flowbench.report.labels import label
 from flowbench.report.numbers import plain
 from flowbench.report.plates import Drawn
 from flowbench.report.scores import scores
-from flowbench.report.seeds import finished
+from flowbench.report.seeds import finished, untrained
 from flowbench.report.study import Study
 
 
 def page(
     study: Study,
-    runs: pd.DataFrame,
+    recorded: Recorded,
+    along: Drawn,
     training: Drawn,
     evaluation: Drawn,
     search: Drawn,
-    trials: Sequence[Block],
 ) -> Iterator[Block]:
     """The contents of a report.
 
     Args:
         study: Its words.
-        runs: All its recorded runs.
+        recorded: All its recorded runs.
+        along: The figures along bins, blocks and layers.
         training: The figures of the training.
         evaluation: The figures of the evaluation.
         search: The figures of the trials.
-        trials: What is told of the trials.
     """
-    judged = claims(runs)
+    runs, timed, numbers = recorded.runs, sweeps.timing(recorded), count(1)
+    judged = claims(runs, timed)
     yield Paragraph(study.question, lead="Question.")
     yield Paragraph(study.expected, lead="Expected.")
-    yield Paragraph(answer(runs, judged), lead="Answer.")
-    yield Heading("Summary by transform")
-    yield tables.summary(runs)
-    yield Paragraph(
-        "Mean ± standard deviation over seeds of the finished runs' final values. loss = prior − "
-        "logdet, in nats per dimension without the constant ½ log 2π; bits/dim has every constant "
-        "and exists only for runs with uniform noise. The last but one column is the geometric "
-        "mean of ratios paired by seed."
-    )
+    yield Paragraph(answer(runs, judged, timed), lead="Answer.")
+    yield from _summary(runs)
     yield Heading("Claims")
     yield tables.claim_table(judged)
     for name, rule in RULES.items():
         yield Paragraph(rule, lead=f"Rule: {name}.")
     yield Paragraph(UNCORRECTED)
+    yield Heading("Bins, blocks and layers")
+    yield from _figures(along, numbers)
+    yield from sweeps.blocks(recorded)
     yield Heading("Training")
-    yield from _figures(training, first=1)
+    yield from _figures(training, numbers)
     yield Heading("Evaluation")
     yield from scores(runs)
-    yield from _figures(evaluation, first=1 + len(training.pictures))
+    yield from _figures(evaluation, numbers)
     yield Heading("Trials")
-    yield from trials
-    yield from _figures(search, first=1 + len(training.pictures) + len(evaluation.pictures))
+    yield from searched.told(study.objectives, recorded)
+    yield from _figures(search, numbers)
     yield Heading("Runs")
     yield Paragraph(_census(runs))
     yield tables.run_table(runs)
@@ -73,8 +72,33 @@ def page(
     yield Bullets(list(_limits(runs)))
 
 
-def _figures(drawn: Drawn, first: int) -> Iterator[Block]:
-    for number, picture in enumerate(drawn.pictures, start=first):
+def _summary(runs: pd.DataFrame) -> Iterator[Block]:
+    """Means over seeds; a study of times, which has a table of its own, trains nothing."""
+    if untrained(runs):
+        return
+    yield Heading("Summary by transform")
+    yield tables.summary(runs)
+    yield Paragraph(
+        "Mean ± standard deviation over seeds of the finished runs' final values. loss = prior − "
+        "logdet, in nats per dimension without the constant ½ log 2π; bits/dim has every constant "
+        "and exists only for runs with uniform noise. The last but one column is the geometric "
+        f"mean of ratios paired by seed.{_beside(runs)}"
+    )
+
+
+def _beside(runs: pd.DataFrame) -> str:
+    """What keeps seconds out of the summary, where something does."""
+    count = int((finished(runs)["workers"] > 1).sum())
+    if not count:
+        return ""
+    return (
+        f" Seconds of the {count} runs that ran beside others ({BESIDE}) have no part in any "
+        "figure, ratio or mean; the table of runs has them with their number of workers."
+    )
+
+
+def _figures(drawn: Drawn, numbers: Iterator[int]) -> Iterator[Block]:
+    for picture, number in zip(drawn.pictures, numbers, strict=False):
         yield dataclasses.replace(picture, caption=f"Figure {number}. {picture.caption}")
     if drawn.left_out:
         yield Bullets(drawn.left_out)
@@ -102,10 +126,11 @@ def _warning(runs: pd.DataFrame) -> Iterator[Paragraph]:
         yield Paragraph(
             f"The finished runs differ in more than transform and seed ({told}). Differences and "
             "ratios pair runs that agree in their settings, and ratios of time also in device, "
-            "threads and torch; means by transform and the figures pool all of them, but for maps "
-            "over patches, blocks and classes, which rest on the settings of each transform's best "
-            "run, and for scores by extractor, which are kept apart by its weights and the numbers "
-            "of images.",
+            "threads and torch. Means are by configuration where blocks, layers, width or patch "
+            "differ; the figures show all configurations, or say which. Beyond that means and "
+            "figures pool all runs, but for maps over patches, blocks and classes, which rest on "
+            "the settings of each transform's best run, and for scores by extractor, which are "
+            "kept apart by its weights and the numbers of images.",
             lead="Mixed runs.",
         )
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from flowbench.report.configurations import configurations
 from flowbench.report.document import Block, Paragraph, Table
 from flowbench.report.extractors import Extractor, extractors
-from flowbench.report.labels import label, ordered
 from flowbench.report.numbers import MISSING, confidence, number
 from flowbench.report.seeds import finished, patch_ratio
 from flowbench.report.tables import means, values_of
@@ -52,12 +52,12 @@ def scores(runs: pd.DataFrame) -> Iterator[Block]:
 
 
 def _likelihood(runs: pd.DataFrame, metric: str, unit: str) -> Table:
-    transforms = ordered(runs["transform"])
-    squares = runs.assign(square=runs[f"{metric}_se"] ** 2).groupby("transform")["square"].mean()
-    ratios = {name: patch_ratio(runs, name) for name in transforms}
+    every = configurations(runs)
+    errors = {name: (own[f"{metric}_se"] ** 2).mean() ** 0.5 for name, own in every.items()}
+    ratios = {name: patch_ratio(own, own["transform"].iloc[0]) for name, own in every.items()}
     columns = {
         f"test {unit}": means(runs, metric, 3),
-        "standard error over draws": {name: number(squares[name] ** 0.5, 4) for name in transforms},
+        "standard error over draws": {name: number(error, 4) for name, error in errors.items()},
         f"importance-weighted {unit}": means(runs, "test/bpd_iw", 3),
         "Bayes accuracy": means(runs, "bayes/accuracy", 3),
         "Bayes calibration error": means(runs, "bayes/ece", 3),
@@ -113,11 +113,10 @@ def _fidelity(extractor: Extractor) -> Table:
 
 
 def _table(runs: pd.DataFrame, columns: dict[str, dict[str, str]]) -> Table:
-    """A row a transform; columns without a number are left out."""
-    seeds = runs.groupby("transform")["seed"].nunique()
+    """A row a configuration; columns without a number are left out."""
     kept = {title: cells for title, cells in columns.items() if set(cells.values()) != {MISSING}}
     rows = [
-        [label(name), str(seeds[name]), *(cells[name] for cells in kept.values())]
-        for name in ordered(runs["transform"])
+        [name, str(own["seed"].nunique()), *(cells[name] for cells in kept.values())]
+        for name, own in configurations(runs).items()
     ]
     return Table(["transform", "seeds", *kept], rows)

@@ -12,10 +12,14 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtrit
 
-SETTINGS = ["scale", "blocks", "layers", "width", "patch", "data", "noise", "epochs", "batch"]
+MODEL = ["blocks", "layers", "width", "patch"]
+"""What a flow is made of, besides its transform."""
+SETTINGS = ["scale", *MODEL, "data", "noise", "epochs", "lr", "batch"]
 """What two runs must share, besides the seed, to differ by their transform alone."""
 MACHINE = ["device", "threads", "torch"]
 """What two runs must share, besides that, for their times to be comparable."""
+TIMES = ["seconds_per_epoch", "images_per_second", "seconds", "load"]
+"""What counts only of a run that had the machine to itself."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,31 @@ def finished(runs: pd.DataFrame) -> pd.DataFrame:
     return runs[runs["status"] == "finished"]
 
 
-def spread(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Mean, standard deviation (NaN for one) and number of seeds of a metric, by transform."""
-    seeds = runs.groupby(["transform", "seed"], dropna=False)[metric].mean()
+def untrained(runs: pd.DataFrame) -> bool:
+    """Whether the finished runs have times and no losses, as a study of times leaves them."""
+    return bool(finished(runs)[["train/loss", "val/loss"]].isna().all(axis=None))
+
+
+def alone(runs: pd.DataFrame) -> pd.DataFrame:
+    """The same runs, without the times of those that shared the machine with other trials.
+
+    What runs beside others is slowed by them, each by another measure: such seconds say nothing.
+    """
+    times = [name for name in TIMES if name in runs]
+    return runs.assign(**{name: runs[name].mask(runs["workers"] > 1) for name in times})
+
+
+def beside(runs: pd.DataFrame) -> bool:
+    """Whether seconds were recorded, but none by a run that had the machine to itself."""
+    recorded = runs["seconds_per_epoch"].notna().any()
+    return bool(recorded and alone(runs)["seconds_per_epoch"].isna().all())
+
+
+def spread(runs: pd.DataFrame, metric: str, by: str = "transform") -> pd.DataFrame:
+    """Mean, standard deviation (NaN for one) and number of seeds of a metric, by a column."""
+    seeds = runs.groupby([by, "seed"], dropna=False)[metric].mean()
     columns = {"mean": "mean", "sd": "std", "n": "count"}
-    return seeds.groupby("transform").agg(**columns)
+    return seeds.groupby(by).agg(**columns)
 
 
 def interval(values: pd.Series) -> Interval:
@@ -73,9 +97,25 @@ def difference(
 
 
 def cost(runs: pd.DataFrame, transform: str, baseline: str) -> Interval:
-    """Ratio of seconds per epoch, paired by seed on one machine: geometric mean and interval."""
-    logs = runs.assign(log=np.log(runs["seconds_per_epoch"]))
+    """Ratio of seconds per epoch, paired by seed on one machine: geometric mean and interval.
+
+    Runs that shared the machine with others have no part in it.
+    """
+    logs = runs.assign(log=np.log(alone(runs)["seconds_per_epoch"]))
     return _ratio(difference(logs, "log", transform, baseline, equal=[*SETTINGS, *MACHINE]))
+
+
+def pace(rounds: pd.DataFrame, transform: str, baseline: str) -> Interval:
+    """Ratio of seconds per epoch, paired by round: geometric mean and 95 % t interval over rounds.
+
+    Args:
+        rounds: A row a flow and round, in which all flows take turns.
+        transform: Whose seconds are divided.
+        baseline: By whose.
+    """
+    logs = rounds.assign(seed=rounds["epoch"], log=np.log(rounds["seconds_per_epoch"]))
+    equal = [*MODEL, "data", "batch", *MACHINE]
+    return _ratio(difference(logs, "log", transform, baseline, equal))
 
 
 def patch_ratio(runs: pd.DataFrame, transform: str) -> Interval:

@@ -5,12 +5,13 @@ from typing import Any
 import pandas as pd
 
 from flowbench.report.claims import Claim
+from flowbench.report.configurations import configurations, with_baseline
 from flowbench.report.document import Table
 from flowbench.report.extractors import is_score
 from flowbench.report.files import KNOWN, is_hash
 from flowbench.report.labels import AFFINE, label, ordered
 from flowbench.report.numbers import MISSING, measured, number, plain
-from flowbench.report.seeds import cost, finished, spread
+from flowbench.report.seeds import alone, cost, finished, spread
 
 _SUMMARY = {
     "test/bpd": ("test bits/dim", 3),
@@ -26,6 +27,7 @@ _RUN_NUMBERS = {
     "blocks": ("blocks", 0),
     "layers": ("layers", 0),
     "epochs": ("epochs", 0),
+    "workers": ("workers", 0),
     "val/loss": ("val loss", 3),
     "val/prior": ("val prior", 3),
     "val/logdet": ("val logdet", 3),
@@ -42,6 +44,7 @@ _MADE = {
     "scale": "scale",
     "epochs": "epochs",
     "batch": "batch (images)",
+    "lr": "learning rate",
     "blocks": "blocks",
     "layers": "layers a block",
     "width": "width (channels)",
@@ -63,43 +66,44 @@ _EVALUATED = {
 
 
 def summary(runs: pd.DataFrame) -> Table:
-    """A row a transform: mean ± sd over seeds of losses and cost, ratio to affine, parameters.
+    """A row a configuration: mean ± sd over seeds of losses, cost, ratio to affine, parameters.
 
-    Numeric columns that no part of the report knows follow as they are named.
+    Seconds are those of runs that had the machine to themselves. Numeric columns that no part of
+    the report knows follow as they are named.
     """
-    runs = finished(runs)
+    runs = alone(finished(runs))
     extra = [name for name in _extra(runs) if pd.api.types.is_numeric_dtype(runs[name])]
     metrics = _SUMMARY | {name: (name, 3) for name in extra}
     columns = [means(runs, metric, places) for metric, (_, places) in metrics.items()]
-    seeds = runs.groupby("transform")["seed"].nunique()
     header = ["transform", "seeds", *(name for name, _ in metrics.values())]
     rows = []
-    for transform in ordered(runs["transform"]):
-        row = [label(transform), str(seeds[transform]), *(cells[transform] for cells in columns)]
-        chosen = runs.loc[runs["transform"] == transform, "parameters"]
-        row += [_ratio(runs, transform), _range(chosen)]
-        rows.append(row)
+    for name, own in configurations(runs).items():
+        row = [name, str(own["seed"].nunique()), *(cells[name] for cells in columns)]
+        rows.append([*row, _ratio(own, runs), _range(own["parameters"])])
     return Table([*header, "time ÷ affine's", "parameters"], rows)
 
 
 def means(runs: pd.DataFrame, metric: str, places: int) -> dict[str, str]:
-    """A metric's mean ± sd over seeds by transform; says where fewer seeds have it than there are.
+    """A metric's mean ± sd over seeds by configuration; says where fewer seeds have it than are.
 
     Args:
         runs: The finished runs.
         metric: A column of them.
         places: Decimal places.
     """
-    seeds = runs.groupby("transform")["seed"].nunique()
     cells = {}
-    for transform, (mean, sd, count) in spread(runs, metric).iterrows():
-        fewer = f" (n = {count:.0f})" if 0 < count < seeds[transform] else ""
-        cells[str(transform)] = measured(mean, sd, places) + fewer
+    for name, own in configurations(runs).items():
+        ((mean, sd, count),) = spread(own, metric).to_numpy()
+        fewer = f" (n = {count:.0f})" if 0 < count < own["seed"].nunique() else ""
+        cells[name] = measured(mean, sd, places) + fewer
     return cells
 
 
-def _ratio(runs: pd.DataFrame, transform: str) -> str:
-    return "1" if transform == AFFINE else number(cost(runs, transform, AFFINE).mean, 2)
+def _ratio(own: pd.DataFrame, runs: pd.DataFrame) -> str:
+    transform = own["transform"].iloc[0]
+    if transform == AFFINE:
+        return "1" if own["seconds_per_epoch"].notna().any() else MISSING
+    return number(cost(with_baseline(own, runs, AFFINE), transform, AFFINE).mean, 2)
 
 
 def _range(values: pd.Series) -> str:

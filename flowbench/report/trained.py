@@ -6,12 +6,13 @@ from functools import partial
 import pandas as pd
 
 from flowbench.errors import UsageError
+from flowbench.report.claims import BESIDE
+from flowbench.report.configurations import configurations, named, shown, varied
 from flowbench.report.cost import seconds_per_epoch
 from flowbench.report.curves import TERMS, bpd, losses, term
 from flowbench.report.files import Recorded
-from flowbench.report.labels import label, ordered
 from flowbench.report.plates import Plate, counts
-from flowbench.report.seeds import finished
+from flowbench.report.seeds import alone, beside, finished
 from flowbench.report.spikes import without_spikes
 from flowbench.report.spline import spline
 
@@ -19,6 +20,7 @@ NAMES = ["losses", "bpd", "seconds_per_epoch", *TERMS, "spline"]
 """Every figure there may be, each a file of this name."""
 
 _TERM_CAPTION = "{what} in every epoch of one run ({run}; {why}): loss = prior − logdet. {far}"
+_ONE = "Of each transform the configuration with the lowest validation loss. "
 _MEANS = (
     "Lines: mean over the n seeds of a transform; bands: ± 1 standard deviation, none for one "
     "seed. An epoch that some seed did not reach is not shown."
@@ -54,45 +56,58 @@ def plates(recorded: Recorded, run: str | None) -> Iterator[Plate]:
         UsageError: There is no finished run of this id.
     """
     runs = finished(recorded.runs)
-    facts = runs[["run_id", "transform", "seed"]]
+    facts = runs[["run_id", "transform", "seed", "workers"]]
     epochs = recorded.history.drop(columns=["transform", "seed"], errors="ignore")
-    history = epochs.merge(facts, on="run_id").sort_values(["run_id", "epoch"])
-    names = ", ".join(label(name) for name in ordered(runs["transform"]))
+    every = alone(epochs.merge(facts, on="run_id").sort_values(["run_id", "epoch"]))
+    best, called = shown(runs)
+    history = every[every["run_id"].isin(best["run_id"])]
+    names = ", ".join(called.values())
+    one = _ONE if varied(runs) else ""
     curves = "" if history["val/loss"].notna().any() else "validation losses by epoch"
     terms, far_terms = without_spikes(history, [f"val/{name}" for name in TERMS])
     bits, far_bits = without_spikes(history, ["val/bpd", "val/loss"])
     yield Plate(
         "losses",
-        partial(losses, terms),
+        partial(losses, terms, called),
         f"Total loss, Gaussian prior and log-determinant against epochs for {names}.",
         "Total loss and its two terms, loss = prior − logdet, on the validation set. Upper row: "
         "as measured, on scales of equal length, so that the terms' changes compare. Lower row: "
         "every panel rescaled so that 0 and 1 are the least and the greatest value of any run in "
-        f"any epoch. {_MEANS} {far_terms} The constant ½ log 2π is left out of the prior.",
+        f"any epoch. {one}{_MEANS} {far_terms} The constant ½ log 2π is left out of the prior.",
         lacking=curves,
     )
     unit = "bits per dimension" if history["val/bpd"].notna().any() else "loss in nats"
+    timed = history["seconds_per_epoch"].notna().any()
+    lost = f" ({BESIDE})" if beside(runs) else ""
+    time = " and against training time" if timed else ""
+    spent = (
+        "(left) and against training time (right; the sum of the epochs' seconds, the first with "
+        "its warm-up, mean over seeds)"
+        if timed
+        else f"only{lost}"
+    )
     yield Plate(
         "bpd",
-        partial(bpd, bits),
-        f"Validation {unit} against epochs and against training time for {names}.",
-        f"Validation {unit} against epochs (left) and against training time (right; the sum of the "
-        f"epochs' seconds, the first with its warm-up, mean over seeds). {_MEANS} {far_bits}",
+        partial(bpd, bits, called),
+        f"Validation {unit} against epochs{time} for {names}.",
+        f"Validation {unit} against epochs {spent}. {one}{_MEANS} {far_bits}",
         lacking=curves,
     )
+    clocked = alone(runs).dropna(subset=["seconds_per_epoch"])
     yield Plate(
         "seconds_per_epoch",
-        partial(seconds_per_epoch, runs),
-        f"Seconds per epoch of every run of {names}.",
+        partial(seconds_per_epoch, clocked),
+        f"Seconds per epoch of every run of {', '.join(configurations(clocked))}.",
         "Seconds per epoch. A mark: one run, its median over all epochs but the first, which "
-        "includes warm-up; a bar: the transform's median over runs; at the right: the time divided "
+        "includes warm-up; a bar: the median over a row's runs; at the right: the time divided "
         "by affine's, geometric mean of the ratios of runs with the same seed, settings and "
-        f"machine. {counts(runs.dropna(subset=['seconds_per_epoch']))}",
-        lacking="" if runs["seconds_per_epoch"].notna().any() else "seconds per epoch",
+        f"machine. {counts(clocked)}",
+        lacking="" if len(clocked) else f"seconds per epoch{lost}",
     )
     row, why = chosen(recorded.runs, run)
-    own = history[history["run_id"] == row["run_id"]]
-    which = f"{label(row['transform'])}, seed {row['seed']:.0f}"
+    own = every[every["run_id"] == row["run_id"]]
+    model = {name: row[name] for name in varied(runs)}
+    which = f"{named(row['transform'], model)}, seed {row['seed']:.0f}"
     for name, what in TERMS.items():
         columns = [f"train/{name}", f"val/{name}"]
         curve, far = without_spikes(own, columns)

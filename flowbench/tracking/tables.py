@@ -31,6 +31,7 @@ PARAMS = {
     "data": "data.name",
     "noise": "data.noise",
     "epochs": "trainer.max_epochs",
+    "lr": "optim.lr",
     "batch": "data.batch",
     "parameters": "parameters",
     "device": "device",
@@ -44,9 +45,9 @@ TAGS = {
     "flowbench": "version.flowbench",
     "commit": "commit",
     "skipped": "skipped",
-    "trial": "optuna.trial",
-    "workers": "flowbench.workers",
 }
+TRIAL_TAGS = {"trial": "optuna.trial", "workers": "flowbench.workers"}
+"""Those that trials have: Optuna's number, and how many workers shared the machine."""
 EXTRACTOR = "extractor_"
 """Begin of the tags that have the hash of a feature extractor's weights."""
 SAMPLES = "samples.npy"
@@ -72,6 +73,21 @@ def study_parent(store: Store, study: str) -> Run:
             return run
     known = ", ".join(sorted({run.data.tags["flowbench.study"] for run in parents})) or "none yet"
     raise UsageError(f"no study {study!r} is recorded in {store.uri}: recorded are {known}")
+
+
+def newest(store: Store, study: str, scale: str) -> Run | None:
+    """Find the newest recorded study of a file and scale, whichever version; none where none is.
+
+    Args:
+        store: Where runs are recorded.
+        study: Stem of the study's file, ``timing``.
+        scale: Its scale.
+    """
+    name = study if scale == "quick" else f"{study}-{scale}"
+    for run in store.search("tags.`flowbench.role` = 'study'"):
+        if run.data.tags["flowbench.study"].partition("@")[0] == name:
+            return run
+    return None
 
 
 def children(store: Store, parent_id: str) -> list[Run]:
@@ -200,9 +216,10 @@ def _row(run: Run, history: pd.DataFrame) -> dict[str, Any]:
         if key in LOSSES or not _is_of_epochs(key)
     }
     row |= {key: final.get(key, np.nan) for key in LOSSES} | final
+    row |= {column: float(tags.get(key, "nan")) for column, key in TRIAL_TAGS.items()}
     later = history[history["epoch"] > 1] if len(history) else history
-    for key in ("seconds_per_epoch", "images_per_second"):
-        row[key] = later[key].median() if len(later) else np.nan
+    for key in ("seconds_per_epoch", "images_per_second", "load"):
+        row[key] = later[key].median() if key in later else np.nan
     row["seconds"] = history["seconds_per_epoch"].sum() if len(history) else np.nan
     row |= {column: tags.get(key, "") for column, key in TAGS.items()}
     row |= {key: value for key, value in tags.items() if key.startswith(EXTRACTOR)}
