@@ -193,8 +193,8 @@ def test_a_sweep_leaves_both_also_where_it_is_interrupted(
     assert tables.objectives(run) == {"val/loss": "minimize"}
     runs, _ = tables.read(store, tables.children(store, run.info.run_id))
     assert dict(zip(runs["transform"], runs["trial"], strict=True)) == {
-        "affine": "0",
-        "additive": "1",
+        "affine": 0,
+        "additive": 1,
     }
     assert set(runs["workers"]) == {"1"}
 
