@@ -196,7 +196,7 @@ def test_a_sweep_leaves_both_also_where_it_is_interrupted(
         "affine": 0,
         "additive": 1,
     }
-    assert set(runs["workers"]) == {"1"}
+    assert set(runs["workers"]) == {1}
 
 
 def test_studies_that_left_no_trials_have_none(tmp_path: Path) -> None:
