@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import studies
 import tiny
+from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from flowbench.errors import Interrupted
@@ -57,7 +58,8 @@ def attempt(
 
 
 def completed(places: Places, function: Callable[[dict[str, Any]], list[float]]) -> Places:
-    """Run every trial by a function of its values."""
+    """Run every trial by a function of its values, which are the same in every run of the tests."""
+    places.trials.sampler = RandomSampler(seed=0)
     while trial := places.claim():
         values = suggest(trial, places.study.space)
         if places.study.points:
