@@ -20,7 +20,7 @@ TWICE = (1.5, 2.5)
 ENOUGH = 0.02
 """Bits per dimension that more bins may gain without counting."""
 LOG2 = math.log(2)
-BESIDE = "the trials ran beside one another; make sweep-timing measures it"
+BESIDE = "the trials ran beside one another; make sweep-timing, or one worker alone, measures it"
 """Why seconds that were recorded are not told."""
 RULES = {
     "difference": "Differences between runs of the same seed and settings; 95 % t interval of "
