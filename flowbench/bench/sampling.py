@@ -10,6 +10,7 @@ from torch import Tensor
 from flowbench.bench.flows import device, random_flow
 from flowbench.bench.measure import peak_memory, seconds, spread
 from flowbench.bench.tarflow import TarFlow
+from flowbench.evaluation.sampling import fitting
 from flowbench.flow import Flow
 
 BATCHES = (100, 500)
@@ -62,9 +63,10 @@ def _noise(flow: Flow, batch: int) -> tuple[Tensor, Tensor]:
 
 
 def draw(flow: Flow, z: Tensor, y: Tensor, precision: str) -> Tensor:
-    """Map noise to images in a precision."""
+    """Map noise to images in a precision, as many at a time as ``flowbench sample`` takes."""
+    parts = zip(z.split(fitting(flow)), y.split(fitting(flow)), strict=True)
     with torch.autocast(z.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        return flow.inverse(z, y)
+        return torch.cat([flow.inverse(*part) for part in parts])
 
 
 def double(flow: Flow, z: Tensor, y: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from flowbench.errors import Diverged, UsageError
 from flowbench.flow import Flow
 
 UNLABELLED_COLUMNS = 10
-CPU_BATCH = 256
+CPU_BATCH = 128
 GPU_BATCH = 2048
 DENOISED_TOGETHER = 64
 Array = np.ndarray[Any, Any]
@@ -158,7 +158,7 @@ def _batches(flow: Flow, y: Tensor, sampling: Sampling, batch: int | None) -> It
         raise UsageError(
             "guidance of a flow without classes needs an attention temperature other than 1"
         )
-    parts = y.split(batch or _fitting(flow))
+    parts = y.split(batch or fitting(flow))
     console = Console(stderr=True)
     shown = console.is_terminal and len(parts) > 1
     first = 0
@@ -170,8 +170,8 @@ def _batches(flow: Flow, y: Tensor, sampling: Sampling, batch: int | None) -> It
         yield stages.float().cpu()
 
 
-def _fitting(flow: Flow) -> int:
-    """Images at a time that keep a device busy and leave most of its memory free."""
+def fitting(flow: Flow) -> int:
+    """Images at a time: few enough for a processor's cache, or for a quarter of a GPU's memory."""
     network = flow.blocks[0].network
     device = network.pos_embed.device
     if device.type != "cuda":

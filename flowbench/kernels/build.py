@@ -6,14 +6,15 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
 import torch
 
 HERE = Path(__file__).parent
+OPENMP = ["-fopenmp"]
+"""Its library is torch's own where that is loaded, and so are the threads: two pools would wait for
+each other's places on the processor."""
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared"]
 
 
@@ -32,7 +33,7 @@ def library(name: str) -> ctypes.CDLL | None:
         line for line in _processor().splitlines() if line.startswith(("flags", "Features"))
     ]
     texts = [path.read_text() for path in (source, *sorted(HERE.glob("*.h")))]
-    key = [*texts, compiler, *FLAGS, platform.platform(), *features[:1]]
+    key = [*texts, compiler, *FLAGS, *OPENMP, platform.platform(), *features[:1]]
     built = f"{name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowbench"
     try:
@@ -53,27 +54,14 @@ def _compile(compiler: str, source: Path, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as directory:
         built = Path(directory) / path.name
         command = [compiler, *FLAGS, "-march=native", "-o", str(built), str(source), "-lm"]
-        subprocess.run(command, check=True, capture_output=True)
+        for threaded in (OPENMP, []):  # a compiler without OpenMP makes kernels of one thread
+            done = subprocess.run([*command, *threaded], capture_output=True)
+            if done.returncode == 0:
+                break
+        done.check_returncode()
         built.replace(path)
 
 
-def share(work: Callable[[int, int], None], n: int, grain: int, step: int = 1) -> None:
-    """Do n things in C, divided among as many threads as torch would use.
-
-    Args:
-        work: Does those from its first argument to before its second; it releases Python's lock.
-        n: How many.
-        grain: Fewer than this are not worth a thread.
-        step: Things that stay together.
-    """
-    threads = max(1, min(torch.get_num_threads(), n // grain))
-    edges = [n * i // threads // step * step for i in range(threads)] + [n]
-    others = [_threads().submit(work, *edges[i : i + 2]) for i in range(1, threads)]
-    work(*edges[:2])
-    for other in others:
-        other.result()
-
-
-@cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(os.cpu_count(), "kernel")
+def threads(n: int, grain: int) -> int:
+    """As many threads as torch would use for n things, of which fewer than grain are worth none."""
+    return max(1, min(torch.get_num_threads(), n // grain))

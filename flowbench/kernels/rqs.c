@@ -234,18 +234,19 @@ static void block_backward(const Spline *s, const float *x, const float *raw, lo
     }
 }
 
-/* Features [from, to) of n; planes of all n. The ragged end goes through copies of full width. */
-void rqs_forward(const Spline *s, long n, long from, long to, int inverse, const float *x,
+/* All n features, by so many threads. The ragged end goes through copies of full width. */
+void rqs_forward(const Spline *s, long n, int threads, int inverse, const float *x,
                  const float *raw, float *out, float *slope) {
     const int P = 3 * s->bins - 1;
-    for (long at = from; at < to; at += LANES) {
-        if (at + LANES <= to) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long at = 0; at < n; at += LANES) {
+        if (at + LANES <= n) {
             block_forward(s, x + at, raw + at, n, inverse, out + at, slope + at);
             continue;
         }
         float end_x[LANES] = {0}, end_out[LANES], end_slope[LANES];
         float end_raw[3 * MAX_BINS][LANES] = {{0}};
-        const long left = (to - at) * sizeof(float);
+        const long left = (n - at) * sizeof(float);
         memcpy(end_x, x + at, left);
         for (int j = 0; j < P; j++) memcpy(end_raw[j], raw + j * n + at, left);
         block_forward(s, end_x, end_raw[0], LANES, inverse, end_out, end_slope);
@@ -254,17 +255,18 @@ void rqs_forward(const Spline *s, long n, long from, long to, int inverse, const
     }
 }
 
-void rqs_backward(const Spline *s, long n, long from, long to, const float *x, const float *raw,
+void rqs_backward(const Spline *s, long n, int threads, const float *x, const float *raw,
                   const float *g_z, const float *g_l, float *g_x, float *g_raw) {
     const int P = 3 * s->bins - 1;
-    for (long at = from; at < to; at += LANES) {
-        if (at + LANES <= to) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (long at = 0; at < n; at += LANES) {
+        if (at + LANES <= n) {
             block_backward(s, x + at, raw + at, n, g_z + at, g_l + at, g_x + at, g_raw + at);
             continue;
         }
         float end_x[LANES] = {0}, end_z[LANES] = {0}, end_l[LANES] = {0}, end_g[LANES];
         float end_raw[3 * MAX_BINS][LANES] = {{0}}, end_g_raw[3 * MAX_BINS][LANES];
-        const long left = (to - at) * sizeof(float);
+        const long left = (n - at) * sizeof(float);
         memcpy(end_x, x + at, left);
         memcpy(end_z, g_z + at, left);
         memcpy(end_l, g_l + at, left);

@@ -124,13 +124,10 @@ static inline __attribute__((always_inline)) void attend(const float *q, const f
     }
 }
 
-/* Rows `start` to before `end` of a batch take token t.
-
-   x [batch] rows of features, x_stride apart; embedding likewise of width; cache a pointer for each
-   layer to [2][batch][heads][tokens][width / heads]; out [batch][outputs]; scratch for this call. */
-void step(const Network *net, const float *weights, const float *x, long x_stride,
-          const float *embedding, long embedding_stride, float *const *cache, long batch, int t,
-          long start, long end, float *out, float *scratch) {
+/* Rows `start` to before `end` of a batch; see `step`. */
+static void some_steps(const Network *net, const float *weights, const float *x, long x_stride,
+                       const float *embedding, long embedding_stride, float *const *cache,
+                       long batch, int t, long start, long end, float *out, float *scratch) {
     const int C = net->width, H = net->heads, T = net->tokens, size = C / H;
     const int most = net->hidden > 3 * C ? net->hidden : 3 * C, wide = panels(net->outputs);
     const int high = most > wide ? most : wide;
@@ -178,4 +175,17 @@ void step(const Network *net, const float *weights, const float *x, long x_strid
             memcpy(out + (first + r) * net->outputs, inner + r * high,
                    net->outputs * sizeof(float));
     }
+}
+
+/* A batch takes token t, by so many threads.
+
+   x [batch] rows of features, x_stride apart; embedding likewise of width; cache a pointer for each
+   layer to [2][batch][heads][tokens][width / heads]; out [batch][outputs]; scratch [threads][room]. */
+void step(const Network *net, const float *weights, const float *x, long x_stride,
+          const float *embedding, long embedding_stride, float *const *cache, long batch, int t,
+          int threads, float *out, float *scratch, long room) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int i = 0; i < threads; i++)
+        some_steps(net, weights, x, x_stride, embedding, embedding_stride, cache, batch, t,
+                   batch * i / threads, batch * (i + 1) / threads, out, scratch + i * room);
 }

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flowbench.kernels.build import library, share
+from flowbench.kernels.build import library, threads
 
 LANES, PANEL, TILE = 16, 32, 60
 GRAIN = 16
@@ -64,27 +64,23 @@ class Packed:
         network = ctypes.byref(_Network(*sizes))
         layers = (ctypes.c_void_p * len(cache))(*(layer.data_ptr() for layer in cache))
         widest = max(3 * sizes.width, sizes.hidden, _wide(sizes.outputs))
-        scratch = TILE * (2 * sizes.width + widest) + sizes.tokens
-
-        def work(start: int, end: int) -> None:
-            room = x.new_empty(scratch)
-            kernel(
-                network,
-                _pointer(self.weights),
-                _pointer(x),
-                ctypes.c_long(x.stride(0)),
-                _pointer(embedding),
-                ctypes.c_long(embedding.stride(0)),
-                layers,
-                ctypes.c_long(batch),
-                ctypes.c_int(t),
-                ctypes.c_long(start),
-                ctypes.c_long(end),
-                _pointer(out),
-                _pointer(room),
-            )
-
-        share(work, batch, GRAIN)
+        workers = threads(batch, GRAIN)
+        scratch = x.new_empty(workers, TILE * (2 * sizes.width + widest) + sizes.tokens)
+        kernel(
+            network,
+            _pointer(self.weights),
+            _pointer(x),
+            ctypes.c_long(x.stride(0)),
+            _pointer(embedding),
+            ctypes.c_long(embedding.stride(0)),
+            layers,
+            ctypes.c_long(batch),
+            ctypes.c_int(t),
+            ctypes.c_int(workers),
+            _pointer(out),
+            _pointer(scratch),
+            ctypes.c_long(scratch.stride(0)),
+        )
         return out
 
 
