@@ -172,7 +172,7 @@ class Store:
             raise UsageError(f"{run.info.run_name} is being run by {owner_of}: wait, or stop it")
         with one_line_errors(self.uri):
             self.client.update_run(run_id, status="RUNNING")
-        self.tag(run_id, owner())
+        self.tag(run_id, {**owner(), **provenance()})
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""
