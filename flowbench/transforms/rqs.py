@@ -1,7 +1,6 @@
 r"""The monotonic rational-quadratic spline on [−B, B], the identity outside."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -116,16 +115,14 @@ class RationalQuadraticSpline:
         """Map data to noise; see the class."""
         x, params = widen(x, params)
         if self._has_kernel(x):
-            alone = not (torch.compiler.is_compiling() or _has_gradients(x, params))
-            return self._kernel(kernel.evaluate if alone else kernel.rqs, x, params, False)
+            return self._kernel(x, params, inverse=False)
         return self.plain_forward(x, params)
 
     def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Map noise to data; see the class."""
         z, params = widen(z, params)
         if self._has_kernel(z) and not _has_gradients(z, params):
-            compiling = torch.compiler.is_compiling()
-            return self._kernel(kernel.rqs if compiling else kernel.evaluate, z, params, True)
+            return self._kernel(z, params, inverse=True)
         return self.plain_inverse(z, params)
 
     def plain_forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,10 +142,10 @@ class RationalQuadraticSpline:
     def _has_kernel(self, x: Tensor) -> bool:
         return self.native and x.is_cpu and x.dtype == torch.float32
 
-    def _kernel(
-        self, run: Callable[..., tuple[Tensor, Tensor]], x: Tensor, params: Tensor, inverse: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _kernel(self, x: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
         """Run the kernel over x ``[..., D]`` and params ``[..., D, 3K - 1]``."""
+        operator = torch.compiler.is_compiling() or _has_gradients(x, params)
+        run = kernel.rqs if operator else kernel.evaluate
         x, planes = self._planes(x, params)
         spline = [self.bins, self.bound, MIN_WIDTH, MIN_SLOPE, MAX_LOG_BEND]
         out, log_slope = run(x.flatten(), planes, spline, inverse)
