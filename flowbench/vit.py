@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowbench.errors import UsageError
-from flowbench.kernels.linear import Linear
+from flowbench.kernels import layer as fused
 from flowbench.kernels.step import Packed, Sizes, fits, pack
 
 ACTIVATIONS = {"gelu": "none", "gelu-tanh": "tanh"}
@@ -37,8 +37,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width)
-        self.qkv = Linear(width, 3 * width)
-        self.proj = Linear(width, width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend to this token and the earlier ones; x ``[B, T, C]`` -> ``[B, T, C]``."""
@@ -86,9 +86,9 @@ class MLP(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.main = nn.Sequential(
-            Linear(width, expansion * width),
+            nn.Linear(width, expansion * width),
             nn.GELU(approximate=ACTIVATIONS[activation]),
-            Linear(expansion * width, width),
+            nn.Linear(expansion * width, width),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,11 +101,18 @@ class Layer(nn.Module):
 
     def __init__(self, width: int, heads: int, expansion: int, activation: str) -> None:
         super().__init__()
+        self.kind = fused.Kind(heads, expansion * width, ACTIVATIONS[activation] == "tanh")
         self.attention = Attention(width, heads)
         self.mlp = MLP(width, expansion, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """All tokens at once; x ``[B, T, C]`` -> ``[B, T, C]``."""
+        if fused.fits(x, self.kind):
+            return fused.layer(x, self.kind, self.maps())
+        return self.plain(x)
+
+    def plain(self, x: Tensor) -> Tensor:
+        """The same by torch's own operations."""
         x = x + self.attention(x)
         return x + self.mlp(x)
 
@@ -174,13 +181,13 @@ class CausalTransformer(nn.Module):
             )
         self.tokens, self.width, self.heads = tokens, width, heads
         self.expansion, self.activation = expansion, activation
-        self.proj_in = Linear(features, width)
+        self.proj_in = nn.Linear(features, width)
         self.pos_embed = nn.Parameter(0.01 * torch.randn(tokens, width))
         self.class_embed = nn.Parameter(0.01 * torch.randn(classes, 1, width)) if classes else None
         self.layers: Sequence[Layer] = nn.ModuleList(  # type: ignore[assignment]
             Layer(width, heads, expansion, activation) for _ in range(layers)
         )
-        self.proj_out = Linear(width, outputs)
+        self.proj_out = nn.Linear(width, outputs)
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from flowbench.kernels import layer as fused
 from flowbench.kernels import rqs as kernel
-from flowbench.kernels.linear import AVAILABLE, Linear
 from flowbench.transforms.rqs import RationalQuadraticSpline
-from flowbench.vit import CausalTransformer
+from flowbench.vit import CausalTransformer, Layer
 
 pytestmark = pytest.mark.skipif(not kernel.available(), reason="no C compiler on this machine")
 
@@ -167,26 +167,119 @@ def test_sizes_that_do_not_fill_vectors_are_left_to_torch() -> None:
     assert network().double().cache(2).packed is None
 
 
-@pytest.mark.skipif(not AVAILABLE, reason="torch has no oneDNN here")
-@pytest.mark.parametrize("shape", [(7, 5, 12), (300, 12), (1, 12)], ids=str)
-def test_a_linear_map_and_its_gradients_are_those_of_torch(shape: tuple[int, ...]) -> None:
+LAYER = {"width": 64, "heads": 1, "expansion": 4, "activation": "gelu"}
+
+
+def layer(**changes: Any) -> Layer:
+    """A layer whose norms and biases are no ones and zeros."""
     torch.manual_seed(0)
-    own, theirs = Linear(12, 20), nn.Linear(12, 20).double()
-    theirs.load_state_dict(own.state_dict())
-    x = torch.randn(shape, requires_grad=True)
-    exact = x.detach().double().requires_grad_()
-    weight = torch.randn(*shape[:-1], 20)
-    out, expected = own(x), theirs(exact)
-    got = torch.autograd.grad(out, (x, own.weight, own.bias), weight)
-    wanted = torch.autograd.grad(expected, (exact, *theirs.parameters()), weight.double())
-    for value, right in zip((out, *got), (expected, *wanted), strict=True):
-        torch.testing.assert_close(value.double(), right, atol=1e-5, rtol=1e-5)
+    made = Layer(**{**LAYER, **changes})
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return made
 
 
-def test_a_linear_map_obeys_autocast() -> None:
-    with torch.autocast("cpu", torch.bfloat16):
-        assert Linear(12, 20)(torch.randn(3, 12)).dtype == torch.bfloat16
-    assert Linear(12, 20).double()(torch.randn(3, 12).double()).dtype == torch.float64
+def layer_gradients(
+    layer: Layer, x: Tensor, half: bool = False, native: bool = True
+) -> list[Tensor]:
+    """What comes out of a layer, and the gradients of a weighted sum of it."""
+    x = x.detach().requires_grad_()
+    weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        assert fused.fits(x, layer.kind) == (x.dtype == torch.float32)
+        out = layer(x) if native else layer.plain(x)
+    return [out.detach(), *torch.autograd.grad(out, [x, *layer.parameters()], weight)]
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bf16"])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (8, 16), (5, 37), (16, 49), (2, 130)], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"activation": "gelu-tanh"},
+        {"width": 48, "heads": 3, "expansion": 1},
+        {"width": 128, "heads": 2},
+    ],
+    ids=["plain", "tanh", "heads-of-16", "wide"],
+)
+def test_a_layer_in_c_is_a_layer_in_torch(
+    changes: dict[str, Any], shape: tuple[int, int], half: bool
+) -> None:
+    own = layer(**changes)
+    x = 2 * torch.randn(*shape, own.attention.proj.in_features) + 1
+    exact = layer_gradients(copy.deepcopy(own).double(), x.double())
+    fast = layer_gradients(own, x, half)
+    slow = layer_gradients(own, x, half, native=False)
+    for right, here, there in zip(exact, fast, slow, strict=True):
+        assert here.dtype == torch.float32
+        near = (2e-2 if half else 1e-5) * right.abs().max()
+        assert (here - right).abs().max() <= near + 3 * (there - right).abs().max()
+
+
+def test_a_token_is_not_changed_by_a_later_one() -> None:
+    own, x = layer(), torch.randn(4, 20, 64)
+    later = x.clone()
+    later[:, 13:] += 1
+    assert torch.equal(own(x)[:, :13], own(later)[:, :13])
+
+
+def test_a_layer_needs_no_gradients() -> None:
+    own, x = layer(), torch.randn(4, 20, 64)
+    expected = own(x)
+    with torch.no_grad():
+        assert torch.equal(own(x), expected)
+    with torch.inference_mode():
+        assert torch.equal(own(x), expected)
+
+
+def test_a_frozen_layer_passes_gradients_on() -> None:
+    own, x = layer().requires_grad_(False), torch.randn(4, 20, 64, requires_grad=True)
+    own(x).sum().backward()
+    (expected,) = torch.autograd.grad(own.plain(x).sum(), x)
+    torch.testing.assert_close(x.grad, expected)
+
+
+def test_tokens_may_lie_in_any_order_in_memory() -> None:
+    own, x = layer(), torch.randn(20, 4, 64).transpose(0, 1)
+    for here, there in zip(
+        layer_gradients(own, x), layer_gradients(own, x.contiguous()), strict=True
+    ):
+        assert torch.equal(here, there)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bf16"])
+def test_a_token_that_is_no_number_is_seen_behind_a_layer(half: bool) -> None:
+    own, x = layer(), torch.randn(4, 20, 64)
+    x[1, 7, 3] = float("nan")
+    out, g_x, *_ = layer_gradients(own, x, half)
+    lost = out.isnan().any(-1)
+    assert lost[1, 7:].all()
+    assert not lost[[0, 2, 3]].any()
+    assert g_x[1].isnan().any()
+    assert not g_x[[0, 2, 3]].isnan().any()
+
+
+def test_a_number_of_threads_changes_a_layer_by_rounding_alone() -> None:
+    own, x = layer(), torch.randn(16, 49, 64)
+    first = layer_gradients(own, x)
+    with threads(3):
+        again, once_more = layer_gradients(own, x), layer_gradients(own, x)
+    for here, there, same in zip(first, again, once_more, strict=True):
+        torch.testing.assert_close(here, there, atol=1e-4, rtol=1e-5)
+        assert torch.equal(there, same)
+
+
+def test_layers_that_the_kernel_cannot_run_are_left_to_torch() -> None:
+    x = torch.randn(2, 5, 64)
+    assert fused.fits(x, layer().kind)
+    assert not fused.fits(x, layer(heads=8).kind)
+    assert not fused.fits(x.double(), layer().kind)
+    assert not fused.fits(x[:0], layer().kind)
+    assert not fused.fits(x.to("meta"), layer().kind)
+    with torch.autocast("cpu", torch.float16):
+        assert not fused.fits(x, layer().kind)
 
 
 def test_a_machine_without_compiler_runs_plain_operations(tmp_path: Path) -> None:

@@ -6,60 +6,16 @@
    [NR], then its biases; outputs are filled up with zeros. A LayerNorm's weight and bias are part
    of the map behind it. float32 throughout; widths are multiples of LANES. */
 
-#include "exp.h"
+#include "network.h"
 
-#define LANES 16
-#define NR 32  /* columns of a product that are summed up in registers together */
-#define MR 12  /* rows, at most */
+#define NR 32   /* columns of a panel: what is summed up in registers together */
 #define TILE 60 /* rows that go through the layers together */
-#define EACH for (int i = 0; i < LANES; i++)
-
-typedef float vec __attribute__((vector_size(4 * LANES)));
-typedef float vec_at __attribute__((vector_size(4 * LANES), aligned(4)));
 
 typedef struct {
     int features, width, heads, tokens, layers, hidden, outputs, tanh;
 } Network;
 
 static inline int panels(int outputs) { return (outputs + NR - 1) / NR * NR; }
-
-/* Rows of a through one panel; rows is known when this is compiled. */
-static inline __attribute__((always_inline)) void panel(const int rows, const float *w,
-                                                        const float *bias, int inputs,
-                                                        const float *a, int lda, float *out,
-                                                        int ldo, int add) {
-    vec acc[MR][2];
-#pragma GCC unroll 12
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 2
-        for (int c = 0; c < 2; c++) {
-            acc[r][c] = *(const vec_at *)(bias + c * LANES);
-            if (add) acc[r][c] += *(const vec_at *)(out + r * ldo + c * LANES);
-        }
-    for (int k = 0; k < inputs; k++) {
-        vec left = *(const vec_at *)(w + k * NR), right = *(const vec_at *)(w + k * NR + LANES);
-#pragma GCC unroll 12
-        for (int r = 0; r < rows; r++) {
-            acc[r][0] += a[r * lda + k] * left;
-            acc[r][1] += a[r * lda + k] * right;
-        }
-    }
-#pragma GCC unroll 12
-    for (int r = 0; r < rows; r++)
-#pragma GCC unroll 2
-        for (int c = 0; c < 2; c++) *(vec_at *)(out + r * ldo + c * LANES) = acc[r][c];
-}
-
-#define CASE(n) \
-    case n: panel(n, w, bias, inputs, a, lda, out, ldo, add); break;
-
-static void some_rows(int rows, const float *w, const float *bias, int inputs, const float *a,
-                      int lda, float *out, int ldo, int add) {
-    switch (rows) {
-        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
-        CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
-    }
-}
 
 /* out = a wᵀ + bias, or that added to out; gives the weights behind. */
 static const float *linear(const float *w, int inputs, int outputs, int rows, const float *a,
@@ -70,38 +26,17 @@ static const float *linear(const float *w, int inputs, int outputs, int rows, co
     for (int n = 0; n < wide; n += NR)
         for (int p = 0; p < parts; p++) {
             const int from = rows * p / parts, to = rows * (p + 1) / parts;
-            some_rows(to - from, w + (long)n * inputs, bias + n, inputs, a + from * lda, lda,
-                      out + from * ldo + n, ldo, add);
+#define THROUGH(rows)                                                                        \
+    tile(rows, NR / LANES, inputs, a + from * lda, lda, 1, w + (long)n * inputs, NR, bias + n, \
+         add, out + from * ldo + n, ldo)
+            FOR_ROWS(to - from, THROUGH)
         }
     return bias + wide;
 }
 
-static inline float total(float *lanes) {
-    for (int n = LANES / 2; n; n /= 2)
-        for (int i = 0; i < n; i++) lanes[i] += lanes[i + n];
-    return lanes[0];
-}
-
 static void normalize(const float *x, int n, float *out) {
-    float mean[LANES] = {0}, square[LANES] = {0};
-    for (int j = 0; j < n; j += LANES) EACH mean[i] += x[j + i];
-    const float m = total(mean) / n;
-    for (int j = 0; j < n; j += LANES) EACH square[i] += (x[j + i] - m) * (x[j + i] - m);
-    const float scale = 1 / sqrtf(total(square) / n + 1e-5f);
-    for (int j = 0; j < n; j++) out[j] = (x[j] - m) * scale;
-}
-
-static inline float gelu(float x) { /* erf by Abramowitz and Stegun 7.1.26, within 1.5e-7 */
-    float z = fabsf(x) * 0.70710678f, u = 1 / (1 + 0.3275911f * z);
-    float tail = u * (0.254829592f +
-                      u * (-0.284496736f +
-                           u * (1.421413741f + u * (-1.453152027f + u * 1.061405429f))));
-    tail *= exp_(-z * z) * 0.5f * x;
-    return x < 0 ? tail : x - tail;
-}
-
-static inline float gelu_tanh(float x) {
-    return x / (1 + exp_(-1.5957691f * (x + 0.044715f * x * x * x)));
+    const Moments m = moments(x, n, 1e-5f);
+    for (int j = 0; j < n; j++) out[j] = (x[j] - m.mean) * m.scale;
 }
 
 /* Softmax of q kᵀ over the first `seen` tokens, times v: one head of one sequence. */
@@ -164,9 +99,9 @@ static void some_steps(const Network *net, const float *weights, const float *x,
             for (int r = 0; r < rows; r++) {
                 float *row = inner + r * high;
                 if (net->tanh)
-                    for (int j = 0; j < net->hidden; j++) row[j] = gelu_tanh(row[j]);
+                    for (int j = 0; j < net->hidden; j++) row[j] = gelu_tanh(row[j]).value;
                 else
-                    for (int j = 0; j < net->hidden; j++) row[j] = gelu(row[j]);
+                    for (int j = 0; j < net->hidden; j++) row[j] = gelu(row[j]).value;
             }
             w = linear(w, net->hidden, C, rows, inner, high, stream, C, 1);
         }

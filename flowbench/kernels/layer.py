@@ -1,0 +1,244 @@
+"""A transformer layer for training on a CPU, its gradient written out: ``layer.c`` and oneDNN.
+
+Between the matrix products torch and autograd take three times as long as this, which fetches every
+activation once. The products along the rows are oneDNN's: torch leaves float32 to MKL, which uses
+the widest instructions of one maker's processors alone, while oneDNN asks the processor.
+"""
+
+import ctypes
+import math
+import platform
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from flowbench.kernels.build import library, threads
+
+LANES = 16
+GRAIN = 64
+"""Tokens below which a second thread costs more than it brings."""
+PARTS = 8
+"""Parts that a batch is cut into for a weight's gradient: MKL likes its sums shorter."""
+ONEDNN = (
+    torch.backends.mkldnn.is_available()
+    and platform.machine() in ("x86_64", "AMD64")
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
+
+
+class Kind(NamedTuple):
+    """What a layer is besides its parameters."""
+
+    heads: int
+    hidden: int
+    """Channels of the MLP."""
+    tanh: bool
+    """Whether GELU is by its tanh approximation."""
+
+
+def fits(x: Tensor, kind: Kind) -> bool:
+    """Whether the kernel can run such a layer over x ``[B, T, C]``."""
+    if not x.is_cpu or x.dtype != torch.float32 or torch.compiler.is_compiling():
+        return False
+    width = x.shape[-1]
+    vectors = all(n % LANES == 0 for n in (width, width // kind.heads, kind.hidden))
+    known = _precision() in (torch.float32, torch.bfloat16)
+    return vectors and known and len(x) > 0 and library("layer") is not None
+
+
+def layer(x: Tensor, kind: Kind, maps: Sequence[tuple[nn.LayerNorm | None, nn.Linear]]) -> Tensor:
+    """Run a pre-norm layer of causal attention and an MLP over all tokens.
+
+    Under autocast to bfloat16 the products, and what comes of them, are in that; the residual
+    stream and all sums stay in float32.
+
+    Args:
+        x: Tokens.
+        kind: The layer's.
+        maps: Its four linear maps in their order, each with the norm before it, if any: to queries,
+            keys and values, from the heads, into the MLP and out of it.
+
+    Shape:
+        x ``[B, T, C]`` -> same
+    """
+    modules = [module for pair in maps for module in pair if module is not None]
+    parameters = [each for module in modules for each in (module.weight, module.bias)]
+    return _Layer.apply(x, kind, modules[0].eps, *parameters)
+
+
+class _Weights(NamedTuple):
+    norm: Tensor
+    norm_b: Tensor
+    qkv: Tensor
+    qkv_b: Tensor
+    proj: Tensor
+    proj_b: Tensor
+    mlp_norm: Tensor
+    mlp_norm_b: Tensor
+    into: Tensor
+    into_b: Tensor
+    out: Tensor
+    out_b: Tensor
+
+
+class _Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kind: Kind, eps: float, *parameters: Tensor) -> Tensor:
+        w = _Weights(*parameters)
+        dtype = _precision()
+        cast = _Weights(*(each.to(dtype) for each in parameters))
+        x = x.contiguous()
+        _, moments, normed = _norm(x, None, w.norm, w.norm_b, eps, dtype)
+        qkv = _product(normed, cast.qkv, cast.qkv_b)
+        mixed = _attention(qkv, kind.heads)
+        branch = _product(mixed, cast.proj, cast.proj_b)
+        middle, mlp_moments, mlp_normed = _norm(x, branch, w.mlp_norm, w.mlp_norm_b, eps, dtype)
+        slope = _product(mlp_normed, cast.into, cast.into_b)
+        hidden = _gelu(slope, kind.tanh)
+        branch = _product(hidden, cast.out, cast.out_b)
+        ctx.heads = kind.heads
+        ctx.save_for_backward(
+            *(x, moments, normed, qkv, mixed, middle, mlp_moments, mlp_normed, slope, hidden),
+            *(w.norm, cast.qkv, cast.proj, w.mlp_norm, cast.into, cast.out),
+        )
+        return middle + branch
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, moments, normed, qkv, mixed, middle, mlp_moments, *rest = ctx.saved_tensors
+        mlp_normed, slope, hidden, norm, qkv_w, proj_w, mlp_norm, into_w, out_w = rest
+        g = g.contiguous()
+        of_out_b = g.sum((0, 1))
+        g_branch = g.to(qkv.dtype)
+        of_out = _of_weight(g_branch, hidden)
+        g_hidden = _product(g_branch, out_w.t())
+        of_into_b = _gelu_backward(g_hidden, slope)
+        of_into = _of_weight(g_hidden, mlp_normed)
+        g_normed = _product(g_hidden, into_w.t())
+        g, g_branch, of_mlp_norm = _norm_backward(g_normed, middle, mlp_moments, mlp_norm, g)
+        of_proj = _of_weight(g_branch, mixed)
+        g_qkv, of_qkv_b = _attention_backward(qkv, _product(g_branch, proj_w.t()), ctx.heads)
+        of_qkv = _of_weight(g_qkv, normed)
+        g_normed = _product(g_qkv, qkv_w.t())
+        g, _, of_norm = _norm_backward(g_normed, x, moments, norm, g)
+        gradients = _Weights(
+            norm=of_norm[0],
+            norm_b=of_norm[1],
+            qkv=of_qkv,
+            qkv_b=of_qkv_b,
+            proj=of_proj,
+            proj_b=of_mlp_norm[2],
+            mlp_norm=of_mlp_norm[0],
+            mlp_norm_b=of_mlp_norm[1],
+            into=of_into,
+            into_b=of_into_b,
+            out=of_out,
+            out_b=of_out_b,
+        )
+        return g, None, None, *gradients
+
+
+def _precision() -> torch.dtype:
+    """What the products are in: float32, unless autocast says otherwise."""
+    auto = torch.is_autocast_enabled("cpu")
+    return torch.get_autocast_dtype("cpu") if auto else torch.float32
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if not ONEDNN:
+        return F.linear(x, weight, bias)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _of_weight(gradient: Tensor, x: Tensor) -> Tensor:
+    parts = math.gcd(len(x), PARTS)
+    g, x = (each.view(parts, -1, each.shape[-1]) for each in (gradient, x))
+    return torch.bmm(g.mT, x).sum(0, dtype=torch.float32)
+
+
+def _norm(
+    x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Add the branch to x, and normalize that: the sum, its moments, and it normalized."""
+    stream = x if branch is None else torch.empty_like(x)
+    moments = x.new_empty(*x.shape[:-1], 2)
+    out = torch.empty_like(x, dtype=dtype)
+    _call("norm_forward", x, branch, weight, bias, eps, *_rows(out), stream, moments, out)
+    return stream, moments, out
+
+
+def _norm_backward(
+    g_out: Tensor, x: Tensor, moments: Tensor, weight: Tensor, g_stream: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradient of x, the same in g_out's precision, and of weight, bias and an addend to x."""
+    g_x = torch.empty_like(x)
+    rounded = g_x if g_out.dtype == x.dtype else torch.empty_like(g_out)
+    *rows, workers = _rows(g_out)
+    sums = x.new_empty(workers, 3, x.shape[-1])
+    _call("norm_backward", g_out, x, moments, weight, g_stream, *rows, workers, g_x, rounded, sums)
+    return g_x, rounded, sums.sum(0)
+
+
+def _gelu(x: Tensor, tanh: bool) -> Tensor:
+    """GELU of x, which becomes its slope."""
+    out = torch.empty_like(x)
+    *rows, workers = _rows(x)
+    _call("gelu_forward", x, *rows, tanh, workers, out)
+    return out
+
+
+def _gelu_backward(gradient: Tensor, slope: Tensor) -> Tensor:
+    """Multiply the gradient by the slope in its place; gives its sum over all tokens."""
+    *rows, workers = _rows(gradient)
+    sums = gradient.new_empty(workers, gradient.shape[-1], dtype=torch.float32)
+    _call("gelu_backward", gradient, slope, *rows, workers, sums)
+    return sums.sum(0)
+
+
+def _rows(x: Tensor) -> tuple[ctypes.c_long, int, bool, int]:
+    """Rows, their width, whether they are in bfloat16, and how many threads they are worth."""
+    rows = x.numel() // x.shape[-1]
+    return ctypes.c_long(rows), x.shape[-1], x.dtype == torch.bfloat16, threads(rows, GRAIN)
+
+
+class _Shape(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int) for name in ("batch", "tokens", "heads", "size", "half"))
+
+
+def _attention(qkv: Tensor, heads: int) -> Tensor:
+    """Mix the values ``[B, T, 3C]`` -> ``[B, T, C]``."""
+    shape, rooms = _attention_rooms(qkv, heads)
+    out = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
+    _call("attention_forward", shape, qkv, len(rooms), rooms, out)
+    return out
+
+
+def _attention_backward(qkv: Tensor, g_out: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Gradient of qkv, and its sum over all tokens."""
+    shape, rooms = _attention_rooms(qkv, heads)
+    g_qkv, sums = torch.empty_like(qkv), rooms.new_empty(len(rooms), qkv.shape[-1])
+    _call("attention_backward", shape, qkv, g_out, len(rooms), rooms, g_qkv, sums)
+    return g_qkv, sums.sum(0)
+
+
+def _attention_rooms(qkv: Tensor, heads: int) -> tuple[Any, Tensor]:
+    """What the kernel has to know, and for each thread the memory to work in."""
+    batch, tokens, wide = qkv.shape
+    shape = _Shape(batch, tokens, heads, wide // 3 // heads, qkv.dtype == torch.bfloat16)
+    room = _call("attention_room", ctypes.byref(shape))
+    return ctypes.byref(shape), torch.empty(threads(batch * tokens, GRAIN), room)
+
+
+def _call(function: str, *arguments: Any) -> int:
+    return getattr(library("layer"), function)(*map(_plain, arguments))
+
+
+def _plain(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    return ctypes.c_float(argument) if isinstance(argument, float) else argument
