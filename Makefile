@@ -9,6 +9,7 @@ READY  := $(VENV)/.ready
 SCALE  ?= quick
 STUDY  ?= compare-affine-rqs
 ARGS   ?=
+SHARED := -n logical --maxprocesses 4 --dist worksteal  # tests, among processes
 
 SWEEPS := sweep-bins sweep-blocks sweep-blocks-matched sweep-layers sweep-search sweep-timing sweep-sampling
 
@@ -28,11 +29,11 @@ $(READY): pyproject.toml constraints.txt
 
 install: $(READY) ## Make the environment in .venv (again only when its files change)
 
-test: $(READY) ## Run the fast tests (under 4 minutes on 2 cores)
-	$(BIN)/pytest $(ARGS)
+test: $(READY) ## Run the fast tests (3 minutes on 2 cores)
+	$(BIN)/pytest $(SHARED) $(ARGS)
 
-test-all: $(READY) ## Run all tests, the slow ones too
-	$(BIN)/pytest -m "not gpu" $(ARGS)
+test-all: $(READY) ## Run all tests, the slow ones too (7 minutes on 2 cores)
+	$(BIN)/pytest $(SHARED) -m "not gpu" $(ARGS)
 
 check: $(READY) ## Lint, check the format and the types
 	$(BIN)/ruff check
