@@ -196,7 +196,11 @@ class CausalTransformer(nn.Module):
         if self.class_embed is None:
             return 0.0
         mean = self.class_embed.mean(0, keepdim=True)
-        return mean if y is None else torch.cat([self.class_embed, mean])[y]
+        if y is None:
+            return mean
+        rows = torch.cat([self.class_embed, mean])
+        # Not by an index: on a CPU that leaves the order of adding up gradients to the threads.
+        return F.embedding(y.where(y >= 0, len(self.class_embed)), rows.flatten(1))[:, None]
 
     def forward(self, x: Tensor, pos_embed: Tensor, y: Tensor | None = None) -> Tensor:
         """Run over up to T tokens at once.

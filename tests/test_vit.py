@@ -137,6 +137,11 @@ def test_no_label_is_the_mean_of_the_classes() -> None:
     torch.testing.assert_close(net.embed_class(torch.tensor([2, 0])), net.class_embed[[2, 0]])
 
 
+def test_a_label_that_is_no_class_is_an_error() -> None:
+    with pytest.raises(IndexError):
+        network().embed_class(torch.tensor([0, 99]))
+
+
 def test_labels_minus_one_and_none_give_the_same_outputs() -> None:
     net = network()
     x = torch.randn(3, T, D)
