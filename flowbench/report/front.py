@@ -13,9 +13,8 @@ import pandas as pd
 from flowbench.report.attempts import parameters
 from flowbench.report.files import Recorded
 from flowbench.report.numbers import plain
-from flowbench.report.seeds import SETTINGS, finished
+from flowbench.report.seeds import SECONDS, SETTINGS, finished
 
-SECONDS = "seconds_per_epoch"
 TIMES = (SECONDS, "images_per_second")
 
 

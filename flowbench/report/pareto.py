@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from flowbench.report import style
-from flowbench.report.front import SECONDS
 from flowbench.report.labels import metric_label
+from flowbench.report.seeds import SECONDS
 
 AREAS = (16.0, 110.0)
 """Areas of a mark, in square points, for the fewest blocks and for the most."""

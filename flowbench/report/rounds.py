@@ -3,10 +3,9 @@
 import pandas as pd
 
 from flowbench.report.files import TIMED, TIMING, Recorded
-from flowbench.report.seeds import MODEL, finished
+from flowbench.report.seeds import MODEL, SECONDS, finished
 from flowbench.report.series import series
 
-SECONDS = "seconds_per_epoch"
 ALIKE = ["transform", *MODEL, "data", "batch", "device"]
 """What a flow of a study of times must share with one of another study to stand for it."""
 

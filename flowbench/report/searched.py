@@ -8,12 +8,13 @@ import pandas as pd
 from flowbench.report.attempts import census
 from flowbench.report.document import Block, Paragraph, Table
 from flowbench.report.files import Recorded
-from flowbench.report.front import SECONDS, configurations, measured, quality
+from flowbench.report.front import configurations, measured, quality
 from flowbench.report.importances import importances
 from flowbench.report.labels import label, metric_label, ordered, short
 from flowbench.report.numbers import MISSING, number, plain
 from flowbench.report.pareto import pareto
 from flowbench.report.plates import Plate, counts
+from flowbench.report.seeds import SECONDS
 from flowbench.report.trials import trials
 
 NAMES = ["pareto", "trials", "importances"]

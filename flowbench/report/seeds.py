@@ -18,7 +18,8 @@ SETTINGS = ["scale", *MODEL, "data", "noise", "epochs", "lr", "batch"]
 """What two runs must share, besides the seed, to differ by their transform alone."""
 MACHINE = ["device", "threads", "torch"]
 """What two runs must share, besides that, for their times to be comparable."""
-TIMES = ["seconds_per_epoch", "images_per_second", "seconds", "load"]
+SECONDS = "seconds_per_epoch"
+TIMES = [SECONDS, "images_per_second", "seconds", "load"]
 """What counts only of a run that had the machine to itself."""
 
 

@@ -12,9 +12,9 @@ from flowbench.report.files import TIMING, Recorded
 from flowbench.report.labels import AFFINE, label, ordered
 from flowbench.report.numbers import MISSING, confidence, number, plain
 from flowbench.report.plates import Plate, counts
-from flowbench.report.rounds import SECONDS, along, rounds
+from flowbench.report.rounds import along, rounds
 from flowbench.report.scaling import FLOPS, LEAST, QUANTITIES, WIDEST, Fit, fits
-from flowbench.report.seeds import finished, pace, untrained
+from flowbench.report.seeds import SECONDS, finished, pace, untrained
 from flowbench.report.series import NAMES as AXES
 from flowbench.report.series import Series, quality, series
 from flowbench.report.trends import against, scaling

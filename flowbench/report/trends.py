@@ -13,9 +13,9 @@ from flowbench.report import style
 from flowbench.report.labels import AFFINE
 from flowbench.report.numbers import plain
 from flowbench.report.scaling import QUANTITIES, Fit
+from flowbench.report.seeds import SECONDS
 from flowbench.report.series import NAMES, Series
 
-SECONDS = "seconds_per_epoch"
 FAINT, ASIDE = 0.4, 2**0.08
 """How single runs and rounds are drawn: faint, and beside their mean, which would hide them."""
 
