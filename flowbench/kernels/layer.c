@@ -196,7 +196,8 @@ static void transpose(const Shape *s, const float *from, float *to) {
     for (int t = 0; t < wide; t += LANES)
         for (int j = 0; j < s->size; j += LANES) {
             float rooms[2][LANES * LANES], *square = rooms[0], *next = rooms[1];
-            for (int r = 0; r < LANES; r++) EACH square[r * LANES + i] = from[(t + r) * s->size + j + i];
+            for (int r = 0; r < LANES; r++)
+                EACH square[r * LANES + i] = from[(t + r) * s->size + j + i];
             for (int n = 1; n < LANES; n *= 2) {
                 for (int r = 0; r < LANES / 2; r++)
                     EACH {
@@ -207,7 +208,8 @@ static void transpose(const Shape *s, const float *from, float *to) {
                 square = next;
                 next = last;
             }
-            for (int r = 0; r < LANES; r++) EACH to[(j + r) * wide + t + i] = square[r * LANES + i];
+            for (int r = 0; r < LANES; r++)
+                EACH to[(j + r) * wide + t + i] = square[r * LANES + i];
         }
 }
 
@@ -252,8 +254,9 @@ void attention_forward(const Shape *s, const void *qkv, int threads, float *room
     for (int i = 0; i < threads; i++) {
         float *q = rooms + (long)i * attention_room(s), *k = q + wide * d, *v = k + wide * d;
         float *mean = v + wide * d, *k_t = mean + wide * d, *p = k_t + wide * d;
-        for (long b = PART((long)s->batch, i, threads); b < PART((long)s->batch, i + 1, threads);
-             b++)
+        const long first = PART((long)s->batch, i, threads);
+        const long last = PART((long)s->batch, i + 1, threads);
+        for (long b = first; b < last; b++)
             for (int h = 0; h < s->heads; h++) {
                 const long at = b * T * 3 * C + h * d;
                 gather(s, qkv, at, 3 * C, 1 / sqrtf(d), q);
@@ -283,8 +286,9 @@ void attention_backward(const Shape *s, const void *qkv, const void *g_out, int 
         float *g_p = p + T * wide;
         float *sum = sums + 3L * i * C;
         memset(sum, 0, 3 * C * sizeof(float));
-        for (long b = PART((long)s->batch, i, threads); b < PART((long)s->batch, i + 1, threads);
-             b++)
+        const long first = PART((long)s->batch, i, threads);
+        const long last = PART((long)s->batch, i + 1, threads);
+        for (long b = first; b < last; b++)
             for (int h = 0; h < s->heads; h++) {
                 const long at = b * T * 3 * C + h * d;
                 gather(s, qkv, at, 3 * C, scale, q);

@@ -9,7 +9,7 @@
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef float vec_at __attribute__((vector_size(4 * LANES), aligned(4)));
 
-/* Over the lanes, in halves: loops of a known length become vectors, one of a varying length not. */
+/* Over the lanes, in halves: loops of a known length become vectors, one of any length does not. */
 #define REDUCE(both)                                                        \
     float half[8], quarter[4], pair[2];                                     \
     for (int i = 0; i < 8; i++) half[i] = both(lanes[i], lanes[i + 8]);     \
