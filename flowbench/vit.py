@@ -215,7 +215,9 @@ class CausalTransformer(nn.Module):
         # The head's product the other way round: each of its outputs is then contiguous over the
         # tokens, as elementwise transforms want their parameters, without a transposing copy.
         head = self.proj_out
-        raw = torch.addmm(head.bias[:, None], head.weight, x.flatten(0, 1).t())
+        with _exactly(x):
+            rows = x.to(head.weight.dtype).flatten(0, 1)
+            raw = torch.addmm(head.bias[:, None], head.weight, rows.t())
         return raw.unflatten(1, x.shape[:2]).permute(1, 2, 0)
 
     def cache(self, batch: int) -> Cache:
@@ -269,4 +271,10 @@ class CausalTransformer(nn.Module):
         x = self.proj_in(x) + embedding[:, t : t + x.shape[1]]
         for layer, keys_values in zip(self.layers, cache.layers, strict=True):
             x = layer.step(x, keys_values, t, temperature)
-        return self.proj_out(x)
+        with _exactly(x):
+            return self.proj_out(x.to(self.proj_out.weight.dtype))
+
+
+def _exactly(x: Tensor) -> torch.autocast:
+    """Leave autocast for the head: bfloat16 is as coarse near 1 as the noise of dequantisation."""
+    return torch.autocast(x.device.type, enabled=False)

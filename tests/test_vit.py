@@ -229,9 +229,18 @@ def test_bfloat16_autocast_runs_both_ways_and_stays_close(heads: int) -> None:
         full = net(x, net.pos_embed, LABELS)
         cached = stepped(net, x, LABELS)
     scale = expected.abs().max()
-    assert full.dtype == cached.dtype == torch.bfloat16
+    assert full.dtype == cached.dtype == torch.float32
     assert (full - expected).abs().max() <= TOLERANCE[torch.bfloat16] * scale
     assert (cached - expected).abs().max() <= TOLERANCE[torch.bfloat16] * scale
+
+
+def test_autocast_leaves_the_head_finer_than_the_noise_of_dequantisation() -> None:
+    net, x, shift = network(), torch.randn(3, T, D), 1 + 2**-12
+    torch.nn.init.zeros_(net.proj_out.weight)
+    torch.nn.init.constant_(net.proj_out.bias, shift)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert (net(x, net.pos_embed, LABELS) == shift).all()
+        assert (stepped(net, x, LABELS) == shift).all()
 
 
 def test_a_cache_is_the_only_thing_that_steps_write_to() -> None:

@@ -1,8 +1,9 @@
 """A transformer layer for training on a CPU, its gradient written out: ``layer.c`` and oneDNN.
 
 Between the matrix products torch and autograd take twice as long as this, which fetches every
-activation as seldom as can be. The products along the rows are oneDNN's: torch leaves float32 to MKL, which uses
-the widest instructions of one maker's processors alone, while oneDNN asks the processor.
+activation as seldom as can be. The products along the rows are oneDNN's: torch leaves float32 to
+MKL, which uses the widest instructions of one maker's processors alone, while oneDNN asks the
+processor.
 """
 
 import ctypes
