@@ -23,6 +23,8 @@ SHOWN = {
     "error": ("largest error", 1, "{:.1e}"),
     "val_loss": ("validation loss", 1, "{:.4f}"),
     "difference": ("difference", 100, "{:+.2f} %"),
+    "difference_low": ("from", 100, "{:+.2f} %"),
+    "difference_high": ("to", 100, "{:+.2f} %"),
     "overhead": ("overhead of a trial in s", 1, "{:.1f}"),
     "share": ("share of matmul rate", 1, "{:.2f}"),
 }
