@@ -209,7 +209,8 @@ class CausalTransformer(nn.Module):
             x ``[B, ≤T, D]``, pos_embed ``[≤T, C]`` in the order of x, y ``[B]``
             -> ``[B, ≤T, outputs]``
         """
-        x = self.proj_in(x) + (pos_embed + self.embed_class(y))
+        with _exactly(x):
+            x = self.proj_in(x) + (pos_embed + self.embed_class(y))
         for layer in self.layers:
             x = layer(x)
         # The head's product the other way round: each of its outputs is then contiguous over the
@@ -268,7 +269,8 @@ class CausalTransformer(nn.Module):
         """
         if cache.packed and temperature is None and x.shape[1] == 1:
             return cache.packed.step(x[:, 0], embedding[:, t], cache.layers, t)[:, None]
-        x = self.proj_in(x) + embedding[:, t : t + x.shape[1]]
+        with _exactly(x):
+            x = self.proj_in(x) + embedding[:, t : t + x.shape[1]]
         for layer, keys_values in zip(self.layers, cache.layers, strict=True):
             x = layer.step(x, keys_values, t, temperature)
         with _exactly(x):
@@ -276,5 +278,8 @@ class CausalTransformer(nn.Module):
 
 
 def _exactly(x: Tensor) -> torch.autocast:
-    """Leave autocast for the head: bfloat16 is as coarse near 1 as the noise of dequantisation."""
+    """Leave autocast for what comes in and goes out: pixels, noise, and what the transform takes.
+
+    Near 1 bfloat16 is as coarse as the noise of dequantisation that a shift has to tell apart.
+    """
     return torch.autocast(x.device.type, enabled=False)

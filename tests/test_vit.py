@@ -234,13 +234,21 @@ def test_bfloat16_autocast_runs_both_ways_and_stays_close(heads: int) -> None:
     assert (cached - expected).abs().max() <= TOLERANCE[torch.bfloat16] * scale
 
 
-def test_autocast_leaves_the_head_finer_than_the_noise_of_dequantisation() -> None:
+def test_autocast_leaves_inputs_and_outputs_finer_than_the_noise_of_dequantisation() -> None:
     net, x, shift = network(), torch.randn(3, T, D), 1 + 2**-12
     torch.nn.init.zeros_(net.proj_out.weight)
     torch.nn.init.constant_(net.proj_out.bias, shift)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
         assert (net(x, net.pos_embed, LABELS) == shift).all()
         assert (stepped(net, x, LABELS) == shift).all()
+    seen: list[Tensor] = []
+    expected = net.proj_in(x)
+    net.proj_in.register_forward_hook(lambda *call: seen.append(call[-1]))
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        net(x, net.pos_embed, LABELS)
+        stepped(net, x, LABELS)
+    assert torch.equal(seen[0], expected)
+    torch.testing.assert_close(torch.cat(seen[1:], 1), expected)
 
 
 def test_a_cache_is_the_only_thing_that_steps_write_to() -> None:
