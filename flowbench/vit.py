@@ -4,6 +4,7 @@ Shapes are in the letters of ``flow.py``.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -277,9 +278,9 @@ class CausalTransformer(nn.Module):
             return self.proj_out(x.to(self.proj_out.weight.dtype))
 
 
-def _exactly(x: Tensor) -> torch.autocast:
+def _exactly(x: Tensor) -> AbstractContextManager[object]:
     """Leave autocast for what comes in and goes out: pixels, noise, and what the transform takes.
 
     Near 1 bfloat16 is as coarse as the noise of dequantisation that a shift has to tell apart.
     """
-    return torch.autocast(x.device.type, enabled=False)
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
