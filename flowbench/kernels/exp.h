@@ -4,8 +4,7 @@
 #include <stdint.h>
 #include <string.h>
 
-static inline float exp_(float x) { /* Cephes' polynomial: relative error below 2e-7 */
-    x = x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x;
+static inline float exp_within(float x) { /* Cephes' polynomial: relative error below 2e-7 */
     float n = rintf(x * 1.44269504f);
     float r = x - n * 0.693359375f;
     r = r + n * 2.12194440e-4f;
@@ -21,3 +20,10 @@ static inline float exp_(float x) { /* Cephes' polynomial: relative error below 
     memcpy(&scale, &bits, 4);
     return y * scale;
 }
+
+static inline float exp_(float x) {
+    return exp_within(x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x);
+}
+
+/* Of what is not above 0, which one comparison less has to be made for. */
+static inline float exp_below(float x) { return exp_within(x < -87.0f ? -87.0f : x); }

@@ -225,7 +225,7 @@ static void softmax(float *row, int seen, int columns) {
     const float high = highest(top);
     for (int t = 0; t < columns; t += LANES)
         EACH {
-            row[t + i] = t + i < seen ? exp_(row[t + i] - high) : 0;
+            row[t + i] = t + i < seen ? exp_below(row[t + i] - high) : 0;
             sum[i] += row[t + i];
         }
     const float scale = 1 / total(sum);

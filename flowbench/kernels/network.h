@@ -39,7 +39,7 @@ typedef struct {
 } Point;
 
 static inline Point gelu(float x) { /* erf by Abramowitz and Stegun 7.1.26, within 1.5e-7 */
-    const float bell = exp_(-0.5f * x * x), u = 1 / (1 + 0.23164189f * fabsf(x));
+    const float bell = exp_below(-0.5f * x * x), u = 1 / (1 + 0.23164189f * fabsf(x));
     const float tail = 0.5f * bell * u *
                        (0.254829592f +
                         u * (-0.284496736f +

@@ -11,6 +11,10 @@
 #define MAX_BINS 128
 #define EACH for (int i = 0; i < LANES; i++)
 
+/* Planes lie so far apart that no processor guesses what comes next. */
+#define AHEAD(plane, write) \
+    for (int i = 0; i < LANES; i += 16) __builtin_prefetch((plane) + LANES + i, write, 2)
+
 typedef float lanes[LANES];
 
 typedef struct {
@@ -26,12 +30,14 @@ typedef struct {
 static void softmax(const float *raw, long stride, int bins, lanes *p) {
     lanes top, sum;
     EACH top[i] = raw[i];
-    for (int j = 1; j < bins; j++)
+    for (int j = 0; j < bins; j++) {
+        AHEAD(raw + j * stride, 0);
         EACH top[i] = raw[j * stride + i] > top[i] ? raw[j * stride + i] : top[i];
+    }
     EACH sum[i] = 0;
     for (int j = 0; j < bins; j++)
         EACH {
-            p[j][i] = exp_(raw[j * stride + i] - top[i]);
+            p[j][i] = exp_below(raw[j * stride + i] - top[i]);
             sum[i] += p[j][i];
         }
     EACH sum[i] = 1 / sum[i];
@@ -62,6 +68,7 @@ static void find(const Spline *s, const float *raw, long stride, const lanes at,
         const float *left = bends + (j - 1) * stride;
         const float *right = bends + (j < K - 1 ? j : K - 2) * stride;
         const float floors = j * s->min_width;
+        AHEAD(left, 0);
         EACH {
             p_sum[i] += p[j - 1][i];
             q_sum[i] += q[j - 1][i];
@@ -213,6 +220,8 @@ static void block_backward(const Spline *s, const float *x, const float *raw, lo
         float *g_width = g_raw + j * stride, *g_height = g_raw + (K + j) * stride;
         float *g_bend = g_raw + (2 * K + j) * stride;
         const float here = j;
+        AHEAD(g_width, 1);
+        AHEAD(g_height, 1);
         EACH {
             float k = f.k[i], a = 0, b = 0;
             a = here < k ? gp_sum[i] : a;
@@ -226,11 +235,13 @@ static void block_backward(const Spline *s, const float *x, const float *raw, lo
             g_width[i] = p[j][i] * (a - dot_p[i]);
             g_height[i] = q[j][i] * (b - dot_q[i]);
         }
-        if (j < K - 1)
+        if (j < K - 1) {
+            AHEAD(g_bend, 1);
             EACH {
                 float g = here == f.k[i] - 1 ? gr_l[i] : 0;
                 g_bend[i] = here == f.k[i] ? gr_r[i] : g;
             }
+        }
     }
 }
 

@@ -50,7 +50,7 @@ static inline __attribute__((always_inline)) void attend(const float *q, const f
         scores[t] = total(dot) * scale;
         high = scores[t] > high ? scores[t] : high;
     }
-    for (int t = 0; t < seen; t++) scores[t] = exp_(scores[t] - high);
+    for (int t = 0; t < seen; t++) scores[t] = exp_below(scores[t] - high);
     for (int t = 0; t < seen; t++) sum += scores[t];
     for (int j = 0; j < size; j += LANES) {
         vec mean = {0};
