@@ -2,11 +2,11 @@
 
 import ctypes
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import quantiles
-from typing import Any
+from typing import Any, TypeVar
 
 import psutil
 import torch
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 Work = Callable[[], object]
+Step = TypeVar("Step")
 
 
 def seconds(cases: Mapping[str, Work], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
@@ -24,16 +25,8 @@ def seconds(cases: Mapping[str, Work], repeats: int, warmup: int = 1) -> dict[st
         repeats: Rounds that count.
         warmup: Rounds before, that do not.
     """
-    console = Console(stderr=True)
-    rounds = track(
-        range(-warmup, repeats),
-        "measuring",
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
     taken: dict[str, list[float]] = {name: [] for name in cases}
-    for number in rounds:
+    for number in shown(range(-warmup, repeats), "measuring"):
         for name, work in cases.items():
             _wait()
             began = time.perf_counter()
@@ -42,6 +35,13 @@ def seconds(cases: Mapping[str, Work], repeats: int, warmup: int = 1) -> dict[st
             if number >= 0:
                 taken[name].append(time.perf_counter() - began)
     return taken
+
+
+def shown(steps: Sequence[Step], what: str) -> Iterable[Step]:
+    """Go through the steps behind a bar, where standard error is a terminal."""
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    return track(steps, what, console=console, transient=True, disable=hidden)
 
 
 def peak_memory(work: Work) -> float:

@@ -6,13 +6,11 @@ from typing import Any
 
 import pandas as pd
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from flowbench.bench.flows import CLASSES, SHAPE
-from flowbench.bench.measure import spread
+from flowbench.bench.measure import shown, spread
 from flowbench.callbacks import EpochClock
-from flowbench.config import Data, Experiment, build
+from flowbench.config import Experiment, build
 from flowbench.data.module import FlowData
 from flowbench.evaluation.likelihood import bits_per_dim
 from flowbench.experiment import known_warnings, make_trainer
@@ -34,14 +32,7 @@ def rows() -> Iterator[dict[str, Any]]:
     Losses are means over seeds. ``difference`` is how far the loss lies above float32's, as a share
     of it: the mean over seeds, which are paired, with its 95 % t interval.
     """
-    console = Console(stderr=True)
-    runs = track(
-        list(product(range(SEEDS), OPTIONS)),
-        "training",
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    runs = shown(list(product(range(SEEDS), OPTIONS)), "training")
     trained = pd.DataFrame([_train(seed, precision) for seed, precision in runs])
     of = {precision: own.set_index("seed") for precision, own in trained.groupby("precision")}
     exact = of["float32"]["val_loss"]
@@ -64,16 +55,18 @@ def rows() -> Iterator[dict[str, Any]]:
 def experiment(seed: int, precision: str) -> Experiment:
     """Build the experiment that a seed trains."""
     trainer = {"max_epochs": EPOCHS, "precision": OPTIONS[precision]}
-    return build({"model": MODEL, "data": {"batch": BATCH}, "trainer": trainer, "seed": seed})
+    data = {"name": "mnist-5k", "batch": BATCH}
+    return build({"model": MODEL, "data": data, "trainer": trainer, "seed": seed})
 
 
 def _train(seed: int, precision: str) -> dict[str, Any]:
     torch.manual_seed(seed)
-    module, clock = FlowModule(experiment(seed, precision), SHAPE, CLASSES), EpochClock()
-    trainer = make_trainer(module.experiment)
+    trained = experiment(seed, precision)
+    module, clock = FlowModule(trained, SHAPE, CLASSES), EpochClock()
+    trainer = make_trainer(trained)
     trainer.callbacks.append(clock)  # type: ignore[attr-defined]
     with known_warnings():
-        trainer.fit(module, datamodule=FlowData(Data("mnist-5k", batch=BATCH), seed=seed))
+        trainer.fit(module, datamodule=FlowData(trained.data, seed))
     taken, images, steps = clock.lap()
     return {
         "seed": seed,

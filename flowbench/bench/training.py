@@ -99,10 +99,10 @@ def digits(count: int) -> Batch:
     return train.pixels[:count].to(device()), train.labels[:count].to(device())
 
 
-def experiment(transform: str, **trainer: Any) -> Experiment:
+def experiment(transform: str) -> Experiment:
     """Build the experiment whose steps are measured."""
     model = {"transform": transform, **MODEL}
-    return build({"model": model, "data": {"batch": BATCH}, "trainer": trainer})
+    return build({"model": model, "data": {"batch": BATCH}})
 
 
 def step(case: Case, batch: Batch) -> Callable[[], None]:

@@ -8,8 +8,10 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 HERE = Path(__file__).parent
 OPENMP = ["-fopenmp"]
@@ -65,3 +67,17 @@ def _compile(compiler: str, source: Path, path: Path) -> None:
 def threads(n: int, grain: int) -> int:
     """As many threads as torch would use for n things, of which fewer than grain are worth none."""
     return max(1, min(torch.get_num_threads(), n // grain))
+
+
+def call(name: str, function: str, *arguments: Any) -> int:
+    """Call a function of ``name.c``: tensors go as pointers, floats as such, ints and bools as int.
+
+    What is anything else goes as it is, and so has to be one of ctypes' types.
+    """
+    return getattr(library(name), function)(*map(_plain, arguments))
+
+
+def _plain(argument: Any) -> Any:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    return ctypes.c_float(argument) if isinstance(argument, float) else argument

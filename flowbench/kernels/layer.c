@@ -6,6 +6,7 @@
    multiples of LANES. Sums over all rows come for each thread by itself, to be added up in order:
    the same threads give the same bits. */
 
+#include "fetch.h"
 #include "network.h"
 
 #define PART(n, i, parts) ((n) * (i) / (parts)) /* where the i-th of so many parts begins */
@@ -21,7 +22,7 @@ static const float *widened(const void *from, long at, int n, int half, float *r
     return room;
 }
 
-/* Where n activations that leave can be computed, and what brings them to their place then. */
+/* Where activations that leave can be computed; `round_to` brings them to their place then. */
 static float *target(void *to, long at, int half, float *room) {
     return half ? room : (float *)to + at;
 }
@@ -165,7 +166,7 @@ static void gather(const Shape *s, const void *from, long at, long stride, float
         float *row = to + t * s->size;
         const float *in = widened(from, at + t * stride, s->size, s->half, row);
         const char *next = (const char *)from + (at + (t + s->tokens) * stride) * bytes;
-        for (int j = 0; j < s->size * bytes; j += 64) __builtin_prefetch(next + j, 0, 2);
+        FETCH(next, s->size * bytes, 0);
         for (int j = 0; j < s->size; j++) row[j] = in[j] * factor;
     }
     const int filling = filled_up(s->tokens) - s->tokens;
@@ -179,7 +180,7 @@ static void scatter(const Shape *s, const float *from, void *to, long at, long s
         const float *row = from + t * s->size;
         const int bytes = s->half ? 2 : 4;
         const char *next = (const char *)to + (at + (t + s->tokens) * stride) * bytes;
-        for (int j = 0; j < s->size * bytes; j += 64) __builtin_prefetch(next + j, 1, 2);
+        FETCH(next, s->size * bytes, 1);
         if (sum)
             for (int j = 0; j < s->size; j++) sum[j] += row[j];
         if (s->half)

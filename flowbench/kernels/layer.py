@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from flowbench.kernels.build import library, threads
+from flowbench.kernels.build import call, library, threads
+from flowbench.kernels.network import fills_vectors
 
-LANES = 16
 GRAIN = 64
 """Tokens below which a second thread costs more than it brings."""
 PARTS = 8
@@ -45,8 +45,7 @@ def fits(x: Tensor, kind: Kind) -> bool:
     """Whether the kernel can run such a layer over x ``[B, T, C]``."""
     if not x.is_cpu or x.dtype != torch.float32 or torch.compiler.is_compiling():
         return False
-    width = x.shape[-1]
-    vectors = all(n % LANES == 0 for n in (width, width // kind.heads, kind.hidden))
+    vectors = fills_vectors(x.shape[-1], kind.heads, kind.hidden)
     known = _precision() in (torch.float32, torch.bfloat16)
     return vectors and known and len(x) > 0 and library("layer") is not None
 
@@ -169,7 +168,7 @@ def _norm(
     stream = x if branch is None else torch.empty_like(x)
     moments = x.new_empty(*x.shape[:-1], 2)
     out = torch.empty_like(x, dtype=dtype)
-    _call("norm_forward", x, branch, weight, bias, eps, *_rows(out), stream, moments, out)
+    call("layer", "norm_forward", x, branch, weight, bias, eps, *_rows(out), stream, moments, out)
     return stream, moments, out
 
 
@@ -181,7 +180,8 @@ def _norm_backward(
     rounded = g_x if g_out.dtype == x.dtype else torch.empty_like(g_out)
     *rows, workers = _rows(g_out)
     sums = x.new_empty(workers, 3, x.shape[-1])
-    _call("norm_backward", g_out, x, moments, weight, g_stream, *rows, workers, g_x, rounded, sums)
+    given, made = (g_out, x, moments, weight, g_stream), (g_x, rounded, sums)
+    call("layer", "norm_backward", *given, *rows, workers, *made)
     return g_x, rounded, sums.sum(0)
 
 
@@ -189,7 +189,7 @@ def _gelu(x: Tensor, tanh: bool) -> Tensor:
     """GELU of x, which becomes its slope."""
     out = torch.empty_like(x)
     *rows, workers = _rows(x)
-    _call("gelu_forward", x, *rows, tanh, workers, out)
+    call("layer", "gelu_forward", x, *rows, tanh, workers, out)
     return out
 
 
@@ -197,7 +197,7 @@ def _gelu_backward(gradient: Tensor, slope: Tensor) -> Tensor:
     """Multiply the gradient by the slope in its place; gives its sum over all tokens."""
     *rows, workers = _rows(gradient)
     sums = gradient.new_empty(workers, gradient.shape[-1], dtype=torch.float32)
-    _call("gelu_backward", gradient, slope, *rows, workers, sums)
+    call("layer", "gelu_backward", gradient, slope, *rows, workers, sums)
     return sums.sum(0)
 
 
@@ -215,7 +215,7 @@ def _attention(qkv: Tensor, heads: int) -> Tensor:
     """Mix the values ``[B, T, 3C]`` -> ``[B, T, C]``."""
     shape, rooms = _attention_rooms(qkv, heads)
     out = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
-    _call("attention_forward", shape, qkv, len(rooms), rooms, out)
+    call("layer", "attention_forward", shape, qkv, len(rooms), rooms, out)
     return out
 
 
@@ -223,7 +223,7 @@ def _attention_backward(qkv: Tensor, g_out: Tensor, heads: int) -> tuple[Tensor,
     """Gradient of qkv, and its sum over all tokens."""
     shape, rooms = _attention_rooms(qkv, heads)
     g_qkv, sums = torch.empty_like(qkv), rooms.new_empty(len(rooms), qkv.shape[-1])
-    _call("attention_backward", shape, qkv, g_out, len(rooms), rooms, g_qkv, sums)
+    call("layer", "attention_backward", shape, qkv, g_out, len(rooms), rooms, g_qkv, sums)
     return g_qkv, sums.sum(0)
 
 
@@ -231,15 +231,5 @@ def _attention_rooms(qkv: Tensor, heads: int) -> tuple[Any, Tensor]:
     """What the kernel has to know, and for each thread the memory to work in."""
     batch, tokens, wide = qkv.shape
     shape = _Shape(batch, tokens, heads, wide // 3 // heads, qkv.dtype == torch.bfloat16)
-    room = _call("attention_room", ctypes.byref(shape))
+    room = call("layer", "attention_room", ctypes.byref(shape))
     return ctypes.byref(shape), torch.empty(threads(batch * tokens, GRAIN), room)
-
-
-def _call(function: str, *arguments: Any) -> int:
-    return getattr(library("layer"), function)(*map(_plain, arguments))
-
-
-def _plain(argument: Any) -> Any:
-    if isinstance(argument, Tensor):
-        return ctypes.c_void_p(argument.data_ptr())
-    return ctypes.c_float(argument) if isinstance(argument, float) else argument

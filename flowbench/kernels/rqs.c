@@ -6,14 +6,13 @@
    to write it to memory and to read it back. Names are those of rqs.py. */
 
 #include "exp.h"
+#include "fetch.h"
 
 #define LANES 64
 #define MAX_BINS 128
 #define EACH for (int i = 0; i < LANES; i++)
 
-/* Planes lie so far apart that no processor guesses what comes next. */
-#define AHEAD(plane, write) \
-    for (int i = 0; i < LANES; i += 16) __builtin_prefetch((plane) + LANES + i, write, 2)
+#define AHEAD(plane, write) FETCH((plane) + LANES, sizeof(lanes), write) /* planes lie far apart */
 
 typedef float lanes[LANES];
 

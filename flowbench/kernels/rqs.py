@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowbench.kernels.build import library, threads
+from flowbench.kernels.build import call, library, threads
 
 MAX_BINS = 128
 GRAIN = 8192
@@ -90,9 +90,4 @@ rqs.register_autograd(_backward, setup_context=_keep)
 def _run(function: str, spline: list[float], n: int, *arguments: Any) -> None:
     """Call the kernel for n features."""
     about = ctypes.byref(_Spline(int(spline[0]), *spline[1:]))
-    rest = [
-        ctypes.c_void_p(a.data_ptr()) if isinstance(a, Tensor) else ctypes.c_int(a)
-        for a in arguments
-    ]
-    kernel = getattr(library("rqs"), function)
-    kernel(about, ctypes.c_long(n), ctypes.c_int(threads(n, GRAIN)), *rest)
+    call("rqs", function, about, ctypes.c_long(n), threads(n, GRAIN), *arguments)

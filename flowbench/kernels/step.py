@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flowbench.kernels.build import library, threads
+from flowbench.kernels.build import call, library, threads
+from flowbench.kernels.network import fills_vectors
 
-LANES, PANEL, TILE = 16, 32, 60
+PANEL, TILE = 32, 60
 GRAIN = 16
 """Sequences below which a second thread costs more than it brings."""
 
@@ -57,7 +58,6 @@ class Packed:
         Shape:
             x ``[B, D]``, embedding ``[B, C]``, cache ``[2, B, H, T, C/H]`` -> ``[B, outputs]``
         """
-        kernel = library("step").step  # type: ignore[union-attr]
         sizes, batch = self.sizes, len(x)
         x = x if x.stride(1) == 1 else x.contiguous()
         out = x.new_empty(batch, sizes.outputs)
@@ -66,33 +66,31 @@ class Packed:
         widest = max(3 * sizes.width, sizes.hidden, _wide(sizes.outputs))
         workers = threads(batch, GRAIN)
         scratch = x.new_empty(workers, TILE * (2 * sizes.width + widest) + sizes.tokens)
-        kernel(
+        call(
+            "step",
+            "step",
             network,
-            _pointer(self.weights),
-            _pointer(x),
+            self.weights,
+            x,
             ctypes.c_long(x.stride(0)),
-            _pointer(embedding),
+            embedding,
             ctypes.c_long(embedding.stride(0)),
             layers,
             ctypes.c_long(batch),
-            ctypes.c_int(t),
-            ctypes.c_int(workers),
-            _pointer(out),
-            _pointer(scratch),
+            t,
+            workers,
+            out,
+            scratch,
             ctypes.c_long(scratch.stride(0)),
         )
         return out
 
 
-def _pointer(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
 def fits(sizes: Sizes, weight: Tensor) -> bool:
     """Whether the kernel can run a network of these sizes, whose weights are like this one."""
-    vectors = sizes.width, sizes.width // sizes.heads, sizes.hidden
+    vectors = fills_vectors(sizes.width, sizes.heads, sizes.hidden)
     plain = weight.is_cpu and weight.dtype == torch.float32
-    return plain and all(n % LANES == 0 for n in vectors) and library("step") is not None
+    return plain and vectors and library("step") is not None
 
 
 def pack(
