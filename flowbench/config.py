@@ -284,29 +284,29 @@ def check_keys(values: Mapping[str, Any], of: type = Experiment, prefix: str = "
             _unknown(f"{prefix}{key}", "key")
         group = known[key]
         if isinstance(group, type) and is_dataclass(group):
-            valid = f"a mapping of {', '.join(_options(group))}"
+            valid = f"a mapping of {', '.join(options(group))}"
             _check(isinstance(value, Mapping), f"{prefix}{key}", value, valid)
             check_keys(value, group, f"{prefix}{key}.")
 
 
-def _options(of: type = Experiment, prefix: str = "") -> list[str]:
+def options(of: type = Experiment, prefix: str = "") -> list[str]:
     """List the dotted names of all options."""
     names = []
     for entry in fields(of):
         own = f"{prefix}{entry.name}"
         nested = isinstance(entry.type, type) and is_dataclass(entry.type)
-        names += _options(entry.type, f"{own}.") if nested else [own]  # type: ignore[arg-type]
+        names += options(entry.type, f"{own}.") if nested else [own]  # type: ignore[arg-type]
     return names
 
 
 def _unknown(name: str, what: str) -> NoReturn:
-    options = _options()
+    known = options()
     group = name.rpartition(".")[0]
-    valid = [option for option in options if option.rpartition(".")[0] == group and group]
+    valid = [option for option in known if option.rpartition(".")[0] == group and group]
     if not valid:
-        groups = (entry.name for entry in fields(Experiment) if entry.name not in options)
-        valid = [*(option for option in options if "." not in option), *(f"{g}.*" for g in groups)]
-    close = difflib.get_close_matches(name, options, 1)
+        groups = (entry.name for entry in fields(Experiment) if entry.name not in known)
+        valid = [*(option for option in known if "." not in option), *(f"{g}.*" for g in groups)]
+    close = difflib.get_close_matches(name, known, 1)
     hint = f" (did you mean {close[0]}?)" if close else ""
     raise UsageError(f"unknown {what} {name}{hint}: valid are {', '.join(valid)}")
 

@@ -15,7 +15,7 @@ from flowbench.data.module import FlowData
 from flowbench.evaluation.likelihood import bits_per_dim
 from flowbench.experiment import known_warnings, make_trainer
 from flowbench.module import FlowModule
-from flowbench.report.seeds import interval
+from flowbench.report.stats import interval
 
 MODEL = {"transform": "affine", "blocks": 2, "layers": 2, "width": 64}
 """Small, for it has to be trained to the end: as long as a loss still falls steeply, two trainings

@@ -8,9 +8,9 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from flowbench.bench.bars import bars, unit
 from flowbench.bench.machine import facts, limits
-from flowbench.report import style
-from flowbench.report.bars import bars, unit
+from flowbench.report.figures import style
 
 TIMES = {"seconds": "{}", "seconds_low": "quartile 1", "seconds_high": "quartile 3"}
 SHOWN = {

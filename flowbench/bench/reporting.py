@@ -8,7 +8,8 @@ from typing import Any
 
 from flowbench.bench.measure import peak_memory, seconds, spread
 from flowbench.bench.planted import recorded
-from flowbench.report import Study, build
+from flowbench.report import build
+from flowbench.report.files import Study
 
 TRANSFORMS, SEEDS, EPOCHS = 10, 20, 20
 STUDY = Study("planted", "How long does a report take?", "Not long.", "flowbench bench report")

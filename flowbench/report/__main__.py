@@ -1,4 +1,4 @@
-"""``python -m flowbench.report STUDY``: the report of a recorded study."""
+"""``python -m flowbench.report [STUDY ...]``: the reports of recorded studies."""
 
 import sys
 from collections.abc import Sequence
@@ -6,22 +6,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flowbench.errors import UsageError
-from flowbench.report import Study, build, load
-from flowbench.report.files import RUNS, TIMED, TIMING, Recorded
 from flowbench.terminal import Parser, say
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from flowbench.report.files import Recorded, Study
     from flowbench.tracking.store import Run, Store
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Write ``results/<study>/``: figures, tables, ``report.md`` and ``report.html``."""
+    """Write ``results/<study>/``, or without a study the page over all of them."""
     parser = Parser(
-        prog="flowbench report", description="Make the figures, tables and page of a study."
+        prog="flowbench report",
+        description="Make the figures, tables and page of a study; without a study, the page over "
+        "all reported studies; with several, a page with these side by side.",
     )
-    parser.add_argument("study", help="name of a recorded study, as compare-affine-rqs")
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help="a recorded study's name")
     parser.add_argument("--run", help="run whose own curves are drawn (default: the best)")
     parser.add_argument("--format", choices=("png", "pdf"), default="png", help="pdf: those too")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where runs are")
@@ -29,14 +30,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--from-csv", action="store_true", help="rebuild from the CSV files, without the store"
     )
     parsed = parser.parse_args(arguments)
-    out = parsed.results / parsed.study
-    study, recorded = _read(parsed.study, parsed.results, out if parsed.from_csv else None)
-    for path in build(study, recorded, out, parsed.format, parsed.run):
+    if len(parsed.studies) != 1 and parsed.run:
+        raise UsageError("--run names a run of one study: give that study and no other")
+    from flowbench.report import build, overview
+
+    if len(parsed.studies) > 1:
+        written = overview.write_together(parsed.results, parsed.studies)
+    elif not parsed.studies:
+        written = overview.write(parsed.results)
+    else:
+        (name,) = parsed.studies
+        out = parsed.results / name
+        study, recorded = _read(name, parsed.results, out if parsed.from_csv else None)
+        written = build(study, recorded, out, parsed.format, parsed.run)
+    for path in written:
         print(path)
 
 
-def _read(name: str, results: Path, directory: Path | None) -> tuple[Study, Recorded]:
+def _read(name: str, results: Path, directory: Path | None) -> tuple["Study", "Recorded"]:
     """Read a study from the store; from the files of its last report where the store has none."""
+    from flowbench.report.files import RUNS, TIMING, Recorded, Study, load
+
     if directory is not None:
         return Study.load(directory), load(directory)
     from flowbench.tracking import tables
@@ -67,16 +81,18 @@ def _read(name: str, results: Path, directory: Path | None) -> tuple[Study, Reco
 
 
 def _timing(store: "Store", study: "Run", runs: "pd.DataFrame") -> "pd.DataFrame":
-    """Read the rounds in which the newest study of times, of this scale, measured such flows."""
-    from flowbench.report.rounds import rounds, standing_for
+    """Read the rounds in which the newest timing study, of this scale, measured such flows."""
+    from flowbench.report.files import TABLES, TIMING, Recorded, complete
+    from flowbench.report.runs import rounds, standing_for
     from flowbench.tracking import tables
 
     scales = [scale for scale in runs["scale"].unique() if scale]
     timed = tables.newest(store, TIMING, scales[0]) if len(scales) == 1 else None
     if timed is None or timed.info.run_id == study.info.run_id:
-        return runs.reindex(columns=TIMED)[:0]
-    found = rounds(*tables.read(store, tables.children(store, timed.info.run_id)))
-    return standing_for(found, runs)
+        return runs.reindex(columns=TABLES[TIMING])[:0]
+    found = Recorded(*tables.read(store, tables.children(store, timed.info.run_id)), {})
+    found = complete(found)
+    return standing_for(rounds(found.runs, found.history), runs)
 
 
 if __name__ == "__main__":

@@ -1,47 +1,36 @@
 """The recorded runs as files: CSV tables and an archive of samples, exact both ways."""
 
+import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
 
+from flowbench import schema
 from flowbench.errors import UsageError
+from flowbench.schema import (
+    BATCH,
+    BLOCKS,
+    DATA,
+    EPOCHS,
+    LAYERS,
+    NOISE,
+    PATCH,
+    SECONDS,
+    SEED,
+    TRANSFORM,
+    WIDTH,
+)
 
-RUNS, HISTORY, SAMPLES = "runs.csv", "history.csv", "samples.npz"
-
-LOSSES = [f"{stage}/{term}" for stage in ("train", "val", "test") for term in ("loss", "bpd")] + [
-    f"{stage}/{term}" for stage in ("train", "val", "test") for term in ("prior", "logdet")
-]
-# Read as text even where they look like numbers: the commit 12e4567, the version 2.10.
-TEXT = ["run_id", "name", "scale", "status", "transform", "data", "noise"]
-TEXT += ["device", "torch", "lightning", "flowbench", "commit", "started", "skipped"]
-NUMBERS = [
-    "bins",
-    "blocks",
-    "layers",
-    "width",
-    "patch",
-    "seed",
-    "epochs",
-    "lr",
-    "batch",
-    "parameters",
-]
-NUMBERS += [*LOSSES, "seconds_per_epoch", "images_per_second", "seconds", "threads", "classes"]
-NUMBERS += ["trial", "workers", "load"]
-NUMBERS += [f"test/{name}" for name in ("draws", "bpd_se", "bpd_iw", "nll", "nll_se")]
-NUMBERS += [f"bayes/{name}" for name in ("accuracy", "ece", "images")]
-NUMBERS += [f"fidelity/{name}" for name in ("samples", "real", "kid_subset")]
-NUMBERS += [f"patches/{name}" for name in ("ratio", "ratio_low", "ratio_high")]
-KNOWN = [*TEXT, *NUMBERS]
-"""The columns of the table of runs; others may follow, and any but the indispensable may miss."""
-EXTRACTOR = "extractor_"
-"""The column ``extractor_<suffix>`` has the hash of the weights that ``fid_<suffix>`` rests on."""
+STUDY, RUNS, HISTORY, SAMPLES = "study.json", "runs.csv", "history.csv", "samples.npz"
+NEEDED = [TRANSFORM, BLOCKS, LAYERS, WIDTH, PATCH, DATA, NOISE, BATCH, EPOCHS]
+"""Settings that the report names; where they are not recorded their columns are empty."""
 
 EVALUATION = {
     "patches": ["run_id", "patch", "row", "column"],
@@ -51,15 +40,11 @@ EVALUATION = {
 }
 """The tables of the evaluation, and their indispensable columns."""
 TIMING = "timing"
-"""The table of the rounds in which another study, of times, measured flows like these."""
-TABLES = {**EVALUATION, TIMING: ["run_id", "epoch", "transform", "seconds_per_epoch"]}
+"""The table of the rounds in which a timing study measured flows like these."""
+TABLES = {**EVALUATION, TIMING: ["run_id", "epoch", TRANSFORM, SECONDS]}
 """The further tables, each a file where it has rows."""
-TIMED = ["run_id", "epoch", "transform", "blocks", "layers", "width", "patch", "data", "batch"]
-TIMED += ["device", "threads", "torch", "scale", "started", "seconds_per_epoch", "load"]
-"""What a row of ``timing`` may tell."""
 PATCHES = ["bpd", "nll", "distance", "floor"]
-"""What a row of ``patches`` may tell, by the run's noise and by what was evaluated."""
-
+"""Optional columns of ``patches``: they depend on the noise and on what was evaluated."""
 SEARCH = {
     "trials": ["trial", "place", "state", "retry_of", "started", "duration", "error"],
     "importances": ["objective", "parameter", "importance"],
@@ -67,30 +52,71 @@ SEARCH = {
 """The tables of a study's trials, kept as text, and their indispensable columns."""
 
 
+@dataclass(frozen=True)
+class Study:
+    """The texts at the head of a report; the numbers come from the recorded runs.
+
+    Attributes:
+        name: The study's name, under which its runs are recorded.
+        question: What the study asks.
+        expected: What was expected before any run.
+        command: The command that makes these runs and this report again.
+        objectives: minimize or maximize by metric; empty where it is not recorded.
+    """
+
+    name: str
+    question: str
+    expected: str
+    command: str
+    objectives: dict[str, str] = field(default_factory=dict)
+
+    def write(self, directory: Path) -> None:
+        """Write the texts next to the tables, so that the report can be made from these files."""
+        text = json.dumps(asdict(self), indent=2, ensure_ascii=False)
+        (directory / STUDY).write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read back what ``write`` wrote.
+
+        Raises:
+            UsageError: The file is missing or not of this kind.
+        """
+        path = directory / STUDY
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError as error:
+            raise UsageError(f"{path} does not exist: no report was made there") from error
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{path} is not the description of a study: {error}") from error
+
+
 class Recorded(NamedTuple):
-    """What a report rests on."""
+    """The data of a report.
+
+    Attributes:
+        runs: A row per run: its settings, final losses, cost and machine.
+        history: A row per run and epoch.
+        samples: For each transform the first draws of its best run,
+            ``[rows, classes, H, W, C]``, uint8. Where the run has them, ``<transform>/guided`` and
+            ``<transform>/denoised`` from the same noise, and ``<transform>/trajectory``:
+            ``[blocks + 1, classes, H, W, C]``, the noise first.
+        evaluation: The tables named in ``TABLES``, each empty where there is none.
+        search: The tables named in ``SEARCH``, each empty where the study has not recorded it.
+    """
 
     runs: pd.DataFrame
-    """A row a run: its settings, its final losses, its cost, its machine."""
     history: pd.DataFrame
-    """A row a run and epoch."""
     samples: dict[str, np.ndarray]
-    """For each transform the first draws of its best run, ``[rows, classes, H, W, C]``, uint8.
-
-    Where the run has them, ``<transform>/guided`` and ``<transform>/denoised`` from the same noise,
-    and ``<transform>/trajectory``: ``[blocks + 1, classes, H, W, C]``, the noise first.
-    """
-    evaluation: dict[str, pd.DataFrame]
-    """The tables named in ``TABLES``, each empty where there is none."""
+    evaluation: Mapping[str, pd.DataFrame] = MappingProxyType({})
     search: Mapping[str, pd.DataFrame] = MappingProxyType({})
-    """The tables named in ``SEARCH``, each empty where the study has not recorded it."""
 
 
 def complete(recorded: Recorded) -> Recorded:
-    """The same tables with every known column, empty where nothing was recorded.
+    """Return the same tables with every known column, empty where nothing was recorded.
 
     Raises:
-        UsageError: A table lacks a column without which nothing can be said.
+        UsageError: A table lacks an indispensable column.
     """
     runs, history, samples, evaluation, search = recorded
     evaluation = {
@@ -101,39 +127,42 @@ def complete(recorded: Recorded) -> Recorded:
         name: search.get(name, pd.DataFrame(columns=columns)) for name, columns in SEARCH.items()
     }
     for name, table, needed in (
-        (RUNS, runs, ["run_id", "status", "transform", "seed"]),
+        (RUNS, runs, ["run_id", "status", TRANSFORM, SEED]),
         (HISTORY, history, ["run_id", "epoch"]),
         *((f"{name}.csv", table, TABLES[name]) for name, table in evaluation.items()),
         *((f"{name}.csv", table, SEARCH[name]) for name, table in search.items()),
     ):
         if missing := [column for column in needed if column not in table]:
             raise UsageError(f"{name} lacks {', '.join(missing)}: it needs {', '.join(needed)}")
-    metrics = [name for name in LOSSES if not name.startswith("test/")]
-    runs = runs.reindex(columns=_with(runs.columns, KNOWN))
-    history = history.reindex(columns=_with(history.columns, [*metrics, "seconds_per_epoch"]))
-    patches = evaluation["patches"]
-    evaluation["patches"] = patches.reindex(columns=_with(patches.columns, PATCHES))
-    rounds = evaluation[TIMING]
-    evaluation[TIMING] = rounds.reindex(columns=_with(rounds.columns, TIMED))
+    epochs = [name for name in schema.NAMES if schema.find(name).epochs]
+    machine = [*schema.MACHINE, "workers", "started", "scale", "load"]
+    runs = _extended(runs, [*NEEDED, *schema.NAMES])
+    history = _extended(history.drop(columns=[TRANSFORM, SEED], errors="ignore"), epochs)
+    evaluation["patches"] = _extended(evaluation["patches"], PATCHES)
+    evaluation[TIMING] = _extended(evaluation[TIMING], [*NEEDED, *machine])
     return Recorded(runs, history, samples, evaluation, search)
 
 
-def _with(columns: Iterable[str], wanted: list[str]) -> list[str]:
-    return list(dict.fromkeys([*columns, *wanted]))
+def _extended(table: pd.DataFrame, wanted: Iterable[str]) -> pd.DataFrame:
+    return table.reindex(columns=list(dict.fromkeys([*table.columns, *wanted])))
 
 
 def write(recorded: Recorded, directory: Path) -> None:
-    """Write the files from which ``load`` and every figure can be rebuilt."""
-    recorded.runs.to_csv(directory / RUNS, index=False)
-    recorded.history.to_csv(directory / HISTORY, index=False)
+    """Write the files from which ``load`` and every figure can be rebuilt; no empty columns."""
+    needed = {RUNS: ["status", TRANSFORM, SEED], HISTORY: ["epoch"]}
+    tables = {RUNS: recorded.runs, HISTORY: recorded.history}
     for name, table in {**recorded.evaluation, **recorded.search}.items():
         if len(table):
-            table.to_csv(directory / f"{name}.csv", index=False)
+            tables[f"{name}.csv"] = table
+            needed[f"{name}.csv"] = {**TABLES, **SEARCH}[name]
+    for name, table in tables.items():
+        kept = [c for c in table if c in ("run_id", *needed[name]) or table[c].notna().any()]
+        table[kept].to_csv(directory / name, index=False)
     np.savez_compressed(directory / SAMPLES, allow_pickle=False, **recorded.samples)
 
 
 def load(directory: Path) -> Recorded:
-    """Read the files back, every digit of them; those of evaluation and search where they are.
+    """Read the files back, every digit of them; those of evaluation and search where they exist.
 
     Raises:
         UsageError: A file is missing or lacks an indispensable column.
@@ -152,30 +181,22 @@ def load(directory: Path) -> Recorded:
     return complete(Recorded(runs, history, samples, evaluation, search))
 
 
-def is_hash(column: str) -> bool:
-    """Whether a column of the table of runs holds the hash of a feature extractor.
-
-    Example:
-        >>> is_hash("extractor_digits"), is_hash("extractor_digits/accuracy")
-        (True, False)
-    """
-    return column.startswith(EXTRACTOR) and "/" not in column
-
-
 def _read(path: Path, text: bool = False) -> pd.DataFrame:
     # Only an empty cell is missing: a name may well be "None" or "NA".
     try:
         columns = pd.read_csv(path, nrows=0).columns
-        words = columns if text else [*TEXT, *filter(is_hash, columns)]
+        words = columns if text else [name for name in columns if schema.find(name).text]
         types = dict.fromkeys(words, "str")
-        return pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
+        table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
     except ValueError as error:
         raise UsageError(f"{path} is not a table of runs: {error}".replace("\n", " ")) from error
+    truths = [name for name in table if pd.api.types.infer_dtype(table[name], True) == "boolean"]
+    return table.assign(**{name: table[name].map(str, na_action="ignore") for name in truths})
 
 
 @contextmanager
 def published(out: Path) -> Iterator[Path]:
-    """A directory to fill; its files replace those of ``out`` only once all of them are written.
+    """Yield a directory to fill; its files replace those of ``out`` once all of them are written.
 
     Raises:
         UsageError: ``out`` cannot be written to.

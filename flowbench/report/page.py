@@ -1,168 +1,378 @@
-"""The page of a study, block by block: question, answer, results, trials, making, limits."""
+"""The page of a study: answer, claims and figures first, everything else in an appendix."""
 
 import dataclasses
-from collections.abc import Iterator
+import math
+import re
+from collections.abc import Iterator, Sequence
 from itertools import count
+from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
-from flowbench.report import searched, sweeps, tables
-from flowbench.report.answer import answer
-from flowbench.report.claims import BESIDE, RULES, UNCORRECTED, claims
-from flowbench.report.document import Block, Bullets, Code, Heading, Paragraph
-from flowbench.report.extractors import extractors
-from flowbench.report.files import Recorded
-from flowbench.report.labels import label
-from flowbench.report.numbers import plain
-from flowbench.report.plates import Drawn
-from flowbench.report.scores import scores
-from flowbench.report.seeds import finished, untrained
-from flowbench.report.study import Study
+from flowbench.report import tables
+from flowbench.report.analysis import SHARED, Analysis
+from flowbench.report.claims import RULES, UNCORRECTED, Claim, claims
+from flowbench.report.document import Block, Code, Folded, Heading, Paragraph, Picture
+from flowbench.report.figures import FIGURES, style
+from flowbench.report.figures.spline import CAPTION
+from flowbench.report.figures.style import Plot
+from flowbench.report.runs import finished
+from flowbench.report.stats import over_seeds
+from flowbench.report.text import (
+    AFFINE,
+    configuration,
+    counted,
+    label,
+    limits,
+    measured,
+    number,
+    plain,
+)
+from flowbench.schema import BLOCKS, LAYERS, SEED, TRANSFORM
+
+Format = Literal["png", "pdf"]
+SPLINE = "spline.png"
+"""The figure of the spline, which all reports of a results directory share."""
 
 
-def page(
-    study: Study,
-    recorded: Recorded,
-    along: Drawn,
-    training: Drawn,
-    evaluation: Drawn,
-    search: Drawn,
-) -> Iterator[Block]:
-    """The contents of a report.
+def page(found: Sequence[Analysis], directory: Path, format: Format = "png") -> Iterator[Block]:
+    """Draw the figures and write the contents of the report.
 
     Args:
-        study: Its words.
-        recorded: All its recorded runs.
-        along: The figures along bins, blocks and layers.
-        training: The figures of the training.
-        evaluation: The figures of the evaluation.
-        search: The figures of the trials.
+        found: The analyses of the study's protocols.
+        directory: Where to put the figures' files.
+        format: pdf for figures in both formats.
     """
-    runs, timed, numbers = recorded.runs, sweeps.timing(recorded), count(1)
-    judged = claims(runs, timed)
-    yield Paragraph(study.question, lead="Question.")
-    yield Paragraph(study.expected, lead="Expected.")
-    yield Paragraph(answer(runs, judged, timed), lead="Answer.")
-    yield from _summary(runs)
+    first, several = found[0], len(found) > 1
+    pictures, missing = drawn(found, directory, format)
+    judged = {id(one): claims(one) for one in found}
+    yield Paragraph(first.study.question, lead="Question.")
+    for one in found:
+        protocol = f" ({one.protocol})" if several else ""
+        yield Paragraph(answer(one), lead=f"Answer{protocol}.")
+    lead = _lead(first, pictures)
+    numbers = count(1)
+    if lead:
+        yield from _numbered([pictures[lead.name]], numbers)
     yield Heading("Claims")
-    yield tables.claim_table(judged)
-    for name, rule in RULES.items():
-        yield Paragraph(rule, lead=f"Rule: {name}.")
-    yield Paragraph(UNCORRECTED)
-    yield Heading("Bins, blocks and layers")
-    yield from _figures(along, numbers)
-    yield from sweeps.blocks(recorded)
-    yield Heading("Training")
-    yield from _figures(training, numbers)
-    yield Heading("Evaluation")
-    yield from scores(runs)
-    yield from _figures(evaluation, numbers)
-    yield Heading("Trials")
-    yield from searched.told(study.objectives, recorded)
-    yield from _figures(search, numbers)
-    yield Heading("Runs")
-    yield Paragraph(_census(runs))
-    yield tables.run_table(runs)
-    yield Heading("How these numbers were made")
-    yield tables.made(runs)
-    yield from _warning(runs)
-    yield Paragraph("The runs and this report are made again by:")
-    yield Code(study.command)
-    yield Heading("What they do not show")
-    yield Bullets(list(_limits(runs)))
+    for one in found:
+        if several:
+            yield Paragraph("", lead=f"{one.protocol}:")
+        yield tables.claim_table(judged[id(one)])
+    shown = {part: _shown(pictures, part, lead) for part in ("original", "results", "appendix")}
+    yield Heading("The original's figures")
+    yield from _numbered(
+        [
+            *shown["original"],
+            Picture(f"../{SPLINE}", "A rational-quadratic spline and its slope", CAPTION),
+        ],
+        numbers,
+    )
+    yield Heading("Results")
+    for one in found:
+        if not one.untrained:
+            yield tables.summary(one)
+    if not first.untrained:
+        yield Paragraph(
+            "Mean ± standard deviation over seeds. Times: only of runs that had the machine to "
+            "themselves."
+        )
+    yield from _numbered(shown["results"], numbers)
+    yield Paragraph(_unmeasured(judged[id(first)], missing))
+    yield Heading("Appendix")
+    for one in found:
+        ending = f" ({one.protocol})" if several else ""
+        yield from _appendix(one, judged[id(one)], ending)
+    yield Folded("Further figures", list(_numbered(shown["appendix"], numbers)))
+    yield from _records(first)
 
 
-def _summary(runs: pd.DataFrame) -> Iterator[Block]:
-    """Means over seeds; a study of times, which has a table of its own, trains nothing."""
-    if untrained(runs):
-        return
-    yield Heading("Summary by transform")
-    yield tables.summary(runs)
-    yield Paragraph(
-        "Mean ± standard deviation over seeds of the finished runs' final values. loss = prior − "
-        "logdet, in nats per dimension without the constant ½ log 2π; bits/dim has every constant "
-        "and exists only for runs with uniform noise. The last but one column is the geometric "
-        f"mean of ratios paired by seed.{_beside(runs)}"
+def drawn(
+    found: Sequence[Analysis], directory: Path, format: Format = "png"
+) -> tuple[dict[str, Picture], dict[str, str]]:
+    """Draw every figure that can be drawn, as PNG and, where asked for, as PDF too.
+
+    Returns:
+        The pictures by the stem of their file, and what the other figures lack.
+    """
+    pictures: dict[str, Picture] = {}
+    missing: dict[str, str] = {}
+    for place, one in enumerate(found):
+        for plot in FIGURES:
+            if lacking := plot.missing(one):
+                if not place:
+                    missing[plot.name] = lacking
+                continue
+            name = plot.name if not place else f"{plot.name}-{place + 1}"
+            caption = " ".join(plot.caption(one).split())
+            if one.protocol:
+                caption = f"{caption} ({one.protocol})"
+            for suffix in dict.fromkeys(["png", format]):
+                # Saving lays a figure out for its format and leaves a trace of that in it.
+                style.save(plot.draw(one), directory / f"{name}.{suffix}")
+            alt = re.split("[,;:(.]", caption)[0].strip()
+            pictures[name] = Picture(f"{name}.png", alt, caption)
+    return pictures, missing
+
+
+def _shown(pictures: dict[str, Picture], part: str, lead: Plot | None) -> list[Picture]:
+    """Select a section's pictures, the first protocol's before the others'."""
+    sections = {plot.name: plot.section for plot in FIGURES}
+    return [
+        picture
+        for name, picture in pictures.items()
+        if sections[name.partition("-")[0]] == part and not (lead and name == lead.name)
+    ]
+
+
+def _numbered(pictures: Sequence[Picture], numbers: Iterator[int]) -> Iterator[Picture]:
+    for picture, place in zip(pictures, numbers, strict=False):
+        yield dataclasses.replace(picture, caption=f"Figure {place}. {picture.caption}")
+
+
+def _lead(analysis: Analysis, pictures: dict[str, Picture]) -> Plot | None:
+    """Choose the figure that shows the answer: what the study varies, else its curves."""
+    bins = analysis.along["bins"]
+    many = bins is not None and bins.runs["x"].nunique() > 2
+    wanted = ["pareto"] if len(analysis.study.objectives) > 1 else []
+    wanted += [
+        name for name, key in (("blocks", BLOCKS), ("layers", LAYERS)) if analysis.along[key]
+    ]
+    wanted += ["bins"] if many else []
+    wanted += ["bpd", "blocks", "bins", "seconds_per_epoch", "digits"]
+    plots = {plot.name: plot for plot in FIGURES}
+    return next((plots[name] for name in wanted if name in pictures), None)
+
+
+def answer(analysis: Analysis) -> str:
+    """Say in at most 80 words which transform came out best, by how much, and at what cost.
+
+    The best is chosen in validation, so that its test value stays a fair estimate. Where settings
+    vary, the best configuration of each transform is compared.
+    """
+    quality, best = analysis.quality, analysis.best
+    means = {name: _mean(best, name, quality.metric) for name in analysis.names}
+    ranking = sorted((name for name in means if not math.isnan(means[name])), key=means.__getitem__)
+    if not ranking:
+        return f"These runs measure times only. {_all_times(analysis)}"
+    first = ranking[0]
+    stem = quality.metric.partition("/")[2]
+    stage = "val" if analysis.runs[f"test/{stem}"].isna().all() else "test"
+    values = {
+        name: measured(*over_seeds(best[best[TRANSFORM] == name], f"{stage}/{stem}")[:2])
+        for name in ranking
+    }
+    rival = AFFINE if AFFINE in ranking[1:] else ranking[1] if len(ranking) > 1 else None
+    words = f"{analysis.names[first]} has the lowest loss: {values[first]} {stage} {quality.unit}"
+    if rival:
+        words += f", against {values[rival]} for {analysis.names[rival]}"
+    sentences = [f"{words}."]
+    gap = analysis.differences[quality.metric].get(analysis.names[first])
+    if rival == AFFINE and first != AFFINE and gap and gap.n:
+        sentences.append(
+            f"Seed by seed it is {number(-gap.mean)} below affine in validation "
+            f"({_interval(limits(gap, negate=True), gap.n)})."
+        )
+    return " ".join([*sentences, *_effect(analysis), *_times(analysis, first)])
+
+
+def _mean(best: pd.DataFrame, name: str, metric: str) -> float:
+    return over_seeds(best[best[TRANSFORM] == name], metric)[0]
+
+
+def _interval(ends: str, count: int, noun: str = "seed") -> str:
+    return ends if "no interval" in ends else f"95 % interval {ends}, {counted(count, noun)}"
+
+
+def _effect(analysis: Analysis) -> Iterator[str]:
+    """Say what the number that the study varies does, in one sentence."""
+    unit = analysis.quality.unit
+    if few := [gain for gain in analysis.gains if gain.few > 2]:
+        gain = few[-1]
+        yield (
+            f"K={gain.more} gains {number(gain.by.mean)} {unit} over K={gain.few} "
+            f"({limits(gain.by)})."
+        )
+    for transform, one in analysis.fewer.items():
+        good = [n for n, gap in one.gaps.items() if gap.high <= 0]
+        affine = f"affine with {counted(one.most, 'block')}"
+        if good:
+            gap = one.gaps[min(good)]
+            yield (
+                f"{label(transform)} with {counted(min(good), 'block')} is already "
+                f"{number(-gap.mean)} {unit} below {affine} ({limits(gap, negate=True)})."
+            )
+        else:
+            yield f"No {label(transform)} with fewer blocks is surely as good as {affine}."
+    if not analysis.fewer and (found := analysis.equivalents[LAYERS]):
+        least = found[0]
+        layers = counted(least.x, "layer")
+        name = label(least.transform)
+        yield f"{name} with {layers} per block is as good as affine with {least.words}."
+
+
+def _times(analysis: Analysis, transform: str) -> Iterator[str]:
+    """Say what an epoch costs, divided by affine's."""
+    own = label(transform)
+    wanted = {name: r for name, r in analysis.time_ratios.items() if r.n and name.startswith(own)}
+    if wanted:
+        name, ratio = list(wanted.items())[-1]
+        noun = "seed" if analysis.rounds.empty else "round"
+        yield (
+            f"An epoch of {name} takes {number(ratio.mean, 2)} times affine's "
+            f"({_interval(limits(ratio, 2), ratio.n, noun)})."
+        )
+    elif analysis.shared:
+        yield f"Times are not compared: {SHARED}."
+
+
+def _all_times(analysis: Analysis) -> str:
+    """Say what an epoch costs for the transforms with the longest times, divided by affine's."""
+    known = {name: ratio for name, ratio in analysis.time_ratios.items() if ratio.n}
+    longest = sorted(known, key=lambda name: -known[name].mean)[:6]
+    listed = "; ".join(
+        f"{name} {number(known[name].mean, 2)} ({limits(known[name], 2)})"
+        for name in known
+        if name in longest
+    )
+    return f"An epoch, divided by affine's: {listed}." if listed else ""
+
+
+def _unmeasured(judged: list[Claim], missing: dict[str, str]) -> str:
+    """Say in one line which claims and figures these runs have no data for."""
+    open_claims = [
+        f"claim {place} ({claim.detail})"
+        for place, claim in enumerate(judged, start=1)
+        if not claim.rule
+    ]
+    parts = [f"Not measured: {', '.join(open_claims)}."] if open_claims else []
+    parts += [f"No data for the figures {', '.join(missing)}."] if missing else []
+    return " ".join(parts) or "Everything that a report can show was measured."
+
+
+def _appendix(analysis: Analysis, judged: list[Claim], ending: str) -> Iterator[Folded]:
+    details: list[Block] = [tables.claim_details(judged)]
+    used = {claim.rule for claim in judged if claim.rule}
+    details += [
+        Paragraph(rule, lead=f"Rule: {name}.") for name, rule in RULES.items() if name in used
+    ]
+    yield Folded(f"Claims: all numbers and rules{ending}", [*details, Paragraph(UNCORRECTED)])
+    evaluation: list[Block] = [] if analysis.untrained else [tables.losses(analysis)]
+    evaluation += tables.likelihood(analysis)
+    for extractor in analysis.extractors:
+        evaluation += [tables.fidelity(extractor), Paragraph(extractor.description, "Extractor.")]
+    if reasons := tables.skipped(analysis):
+        evaluation.append(Paragraph(f"{reasons}.", lead="Skipped."))
+    if evaluation:
+        yield Folded(f"Losses and evaluation by configuration{ending}", evaluation)
+    numbers = [*tables.equivalents(analysis), *tables.scaling_laws(analysis)]
+    if numbers:
+        yield Folded(f"What affine would need, and scaling laws{ending}", numbers)
+    if timed := list(tables.seconds(analysis)):
+        yield Folded(f"Seconds per epoch{ending}", timed)
+    if len(analysis.front):
+        front = analysis.front["front"]
+        yield Folded(
+            f"Pareto front{ending}",
+            [
+                Paragraph(
+                    f"No other configuration beats these in both {analysis.aim.title.lower()} and "
+                    f"time per epoch: {front.sum()} of {len(front)}."
+                ),
+                tables.front(analysis),
+            ],
+        )
+
+
+_METHODS = (
+    (
+        "Losses.",
+        "loss = prior − logdet in nats per dimension, without the constant ½ log 2π of the prior. "
+        "Bits per dimension include every constant and exist only with uniform noise. The best run "
+        "and configuration are chosen by validation; the test set is used once, at the end.",
+    ),
+    (
+        "Differences and ratios.",
+        "Runs are paired by seed at equal settings: every recorded option except name, seed, data "
+        "root and the evaluation's. Times are paired only if device, threads, precision, kernels "
+        "and torch agree as well. Means are over the seeds of one configuration, never over "
+        "several. 95 % t intervals take the seeds' differences to be normally distributed.",
+    ),
+    (
+        "Curves.",
+        "Lines: means over the seeds of a transform; an epoch that some seed did not reach is left "
+        "out. Outliers, more than ten interquartile ranges beyond a quartile, are listed and not "
+        "drawn.",
+    ),
+    (
+        "Test likelihood.",
+        "Mean over the draws of the noise; standard error: of one run's value over these draws, "
+        "root mean square over runs. Importance-weighted: the bound with the mean over the draws "
+        "inside the logarithm. Bayes: the class of the highest likelihood under equal priors.",
+    ),
+    (
+        "Edge ÷ even noise.",
+        "(distance + 1) / (floor + 1) of the first and last two patches, divided by its value in "
+        "training images with as much even noise as the other patches show. distance and floor: "
+        "how far the high-frequency amplitude of generated and of training images is from that of "
+        "test images, in grey levels. 1: the edge is no noisier than the rest.",
+    ),
+    (
+        "FID and its like.",
+        "Generated against test images; floor: training images in place of generated ones. Values "
+        "compare only between equal weights and numbers of images, so each such set has its own "
+        "table. Class agreement: the share of images in which the extractor's classifier reads the "
+        "class that was asked for. Images of flows trained with Gaussian noise are denoised first.",
+    ),
+    (
+        "Limits.",
+        "Other data may rank the transforms otherwise; the background of digits rewards very steep "
+        "maps. The order at this budget need not be the order at convergence. Times hold for the "
+        "machine named here.",
+    ),
+)
+
+
+def _records(analysis: Analysis) -> Iterator[Folded]:
+    """Write the methods, the runs' table and how to make both again."""
+    table = analysis.recorded.runs
+    methods = [Paragraph(text, lead=lead) for lead, text in _METHODS]
+    varying = tables.variations(analysis)
+    methods.insert(
+        0,
+        Paragraph(
+            f"Besides transform and seed the runs differ in: {'; '.join(varying)}."
+            if varying
+            else "The runs differ in nothing but transform and seed.",
+            lead="What varies.",
+        ),
+    )
+    methods.insert(0, Paragraph(analysis.study.expected, lead="Expected before any run."))
+    yield Folded("Methods", methods)
+    yield Folded("Runs", [Paragraph(_census(analysis)), tables.run_table(table)])
+    yield Folded(
+        "Settings, machine and command",
+        [
+            tables.made(analysis),
+            Paragraph("This command makes the runs and this report again:"),
+            Code(analysis.study.command),
+        ],
     )
 
 
-def _beside(runs: pd.DataFrame) -> str:
-    """What keeps seconds out of the summary, where something does."""
-    count = int((finished(runs)["workers"] > 1).sum())
-    if not count:
-        return ""
-    return (
-        f" Seconds of the {count} runs that ran beside others ({BESIDE}) have no part in any "
-        "figure, ratio or mean; the table of runs has them with their number of workers."
-    )
-
-
-def _figures(drawn: Drawn, numbers: Iterator[int]) -> Iterator[Block]:
-    for picture, number in zip(drawn.pictures, numbers, strict=False):
-        yield dataclasses.replace(picture, caption=f"Figure {number}. {picture.caption}")
-    if drawn.left_out:
-        yield Bullets(drawn.left_out)
-
-
-def _census(runs: pd.DataFrame) -> str:
-    """How many runs ended how; those left out are named."""
-    counts = runs["status"].value_counts()
-    told = ", ".join(f"{count} {status}" for status, count in counts.items())
-    others = runs[runs["status"] != "finished"]
+def _census(analysis: Analysis) -> str:
+    """Count the runs by status, and name those that are left out."""
+    table = analysis.recorded.runs
+    statuses = table["status"].value_counts()
+    counts = ", ".join(f"{number} {status}" for status, number in statuses.items())
+    others = table.drop(finished(table).index)
     if others.empty:
-        return f"{len(runs)} recorded: {told}."
+        return f"{len(table)} recorded: {counts}."
     named = "; ".join(
-        f"{status} {run[:8]} ({label(plain(transform))}, seed {plain(seed)})"
+        f"{status} {run[:8]} ({configuration(plain(transform), {})}, seed {plain(seed)})"
         for run, status, transform, seed in others[
-            ["run_id", "status", "transform", "seed"]
+            ["run_id", "status", TRANSFORM, SEED]
         ].itertuples(index=False)
     )
-    return f"{len(runs)} recorded: {told}. No number above rests on those left out: {named}."
-
-
-def _warning(runs: pd.DataFrame) -> Iterator[Paragraph]:
-    if mixed := tables.mixed(runs):
-        told = "; ".join(mixed)
-        yield Paragraph(
-            f"The finished runs differ in more than transform and seed ({told}). Differences and "
-            "ratios pair runs that agree in their settings, and ratios of time also in device, "
-            "threads and torch. Means are by configuration where blocks, layers, width or patch "
-            "differ; the figures show all configurations, or say which. Beyond that means and "
-            "figures pool all runs, but for maps over patches, blocks and classes, which rest on "
-            "the settings of each transform's best run, and for scores by extractor, which are "
-            "kept apart by its weights and the numbers of images.",
-            lead="Mixed runs.",
-        )
-
-
-def _limits(runs: pd.DataFrame) -> Iterator[str]:
-    runs = finished(runs)
-    seeds = runs.groupby("transform")["seed"].nunique()
-    least, most = seeds.min(), seeds.max()
-    shown = f"{least}" if least == most else f"{least} to {most}"
-    yield (
-        f"Seeds: {shown} a transform. The intervals take the seeds' differences to be normally "
-        "distributed, which so few can neither confirm nor refute."
-    )
-    yield (
-        f"Data: {tables.values_of(runs['data'])}. Other data may rank the transforms otherwise; "
-        "the background of digits rewards very steep maps."
-    )
-    yield (
-        f"Epochs: {tables.values_of(runs['epochs'])}. The order at this budget need not be the "
-        "order at convergence."
-    )
-    yield "All transforms share one set of optimiser settings, tuned for none of them."
-    yield "Times hold for the machine named above; elsewhere their ratio may differ."
-    if extractors(runs):
-        yield (
-            "FID, KID, precision and recall see what their extractor sees; they compare with no "
-            "value from another extractor, other weights or another number of images."
-        )
-    else:
-        yield "Likelihood is not sample quality: the samples are shown, not scored by these losses."
-    if runs["val/bpd"].isna().any() and runs["test/bpd"].isna().any():
-        yield (
-            "Runs without uniform noise have no bits per dimension, and their losses compare only "
-            "with runs of the same noise."
-        )
+    return f"{len(table)} recorded: {counts}. No number includes those left out: {named}."

@@ -1,109 +1,103 @@
-"""The recorded runs as tables: by transform, run by run, and how they were made."""
+"""The tables of a report: by configuration, run by run, and how the runs were made."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
 
+from flowbench import schema
+from flowbench.report import runs as recorded_runs
+from flowbench.report.analysis import Analysis
 from flowbench.report.claims import Claim
-from flowbench.report.configurations import configurations, with_baseline
-from flowbench.report.document import Table
-from flowbench.report.extractors import is_score
-from flowbench.report.files import KNOWN, is_hash
-from flowbench.report.labels import AFFINE, label, ordered
-from flowbench.report.numbers import MISSING, measured, number, plain
-from flowbench.report.seeds import alone, cost, finished, spread
+from flowbench.report.document import Block, Paragraph, Table
+from flowbench.report.laws import LEAST, QUANTITIES, WIDEST, Fit
+from flowbench.report.runs import AXES, Configuration, Extractor
+from flowbench.report.stats import over_seeds
+from flowbench.report.text import (
+    AFFINE,
+    MISSING,
+    confidence,
+    label,
+    measured,
+    number,
+    ordered,
+    plain,
+)
+from flowbench.schema import BLOCKS, LAYERS, NOISE, SECONDS, SEED, TRANSFORM
 
-_SUMMARY = {
-    "test/bpd": ("test bits/dim", 3),
-    "val/bpd": ("val bits/dim", 3),
-    "val/loss": ("val loss (nats/dim)", 3),
-    "val/prior": ("val prior (nats/dim)", 3),
-    "val/logdet": ("val logdet (nats/dim)", 3),
-    "seconds_per_epoch": ("s/epoch", 2),
-}
-_RUN_WORDS = {"run_id": "run", "status": "status", "transform": "transform"}
-_RUN_NUMBERS = {
-    "seed": ("seed", 0),
-    "blocks": ("blocks", 0),
-    "layers": ("layers", 0),
-    "epochs": ("epochs", 0),
-    "workers": ("workers", 0),
-    "val/loss": ("val loss", 3),
-    "val/prior": ("val prior", 3),
-    "val/logdet": ("val logdet", 3),
-    "val/bpd": ("val bits/dim", 3),
-    "test/loss": ("test loss", 3),
-    "test/bpd": ("test bits/dim", 3),
-    "seconds_per_epoch": ("s/epoch", 2),
-    "images_per_second": ("images/s", 0),
-    "seconds": ("total s", 0),
-}
-_MADE = {
-    "data": "data",
-    "noise": "noise",
-    "scale": "scale",
-    "epochs": "epochs",
-    "batch": "batch (images)",
-    "lr": "learning rate",
-    "blocks": "blocks",
-    "layers": "layers a block",
-    "width": "width (channels)",
-    "patch": "patch (pixels)",
-    "seed": "seed",
-    "device": "device",
-    "threads": "threads",
-    "torch": "torch",
-    "lightning": "lightning",
-    "flowbench": "flowbench",
-    "commit": "commit",
-}
-_EVALUATED = {
-    "test/draws": "draws of the noise in the test",
-    "bayes/images": "images classified",
-    "fidelity/samples": "images generated for the fidelity",
-    "fidelity/real": "test images of the fidelity",
-}
+LIKELIHOODS = {"uniform": "test/bpd", "gaussian": "test/nll"}
+"""The likelihood of each noise: bits and nats never stand in one table."""
+_SCORES = [*schema.SCORES, "agreement"]
 
 
-def summary(runs: pd.DataFrame) -> Table:
-    """A row a configuration: mean ± sd over seeds of losses, cost, ratio to affine, parameters.
+def summary(analysis: Analysis) -> Table:
+    """Make a row per configuration: mean ± sd over seeds of the likelihood; cost; parameters.
 
-    Seconds are those of runs that had the machine to themselves. Numeric columns that no part of
-    the report knows follow as they are named.
+    Seconds are those of runs that had the machine to themselves. Metrics that the schema does not
+    know follow under their own names.
     """
-    runs = alone(finished(runs))
-    extra = [name for name in _extra(runs) if pd.api.types.is_numeric_dtype(runs[name])]
-    metrics = _SUMMARY | {name: (name, 3) for name in extra}
-    columns = [means(runs, metric, places) for metric, (_, places) in metrics.items()]
-    header = ["transform", "seeds", *(name for name, _ in metrics.values())]
-    rows = []
-    for name, own in configurations(runs).items():
-        row = [name, str(own["seed"].nunique()), *(cells[name] for cells in columns)]
-        rows.append([*row, _ratio(own, runs), _range(own["parameters"])])
-    return Table([*header, "time ÷ affine's", "parameters"], rows)
+    runs = analysis.runs
+    extra = [name for name in _unknown(runs) if pd.api.types.is_numeric_dtype(runs[name])]
+    name = analysis.quality.metric.partition("/")[2]
+    metrics = [f"test/{name}", f"val/{name}", SECONDS, *extra]
+    rows = [
+        [
+            *_head(one),
+            *(mean(one, metric) for metric in metrics),
+            _time_ratio(one, analysis),
+            _range(one.runs["parameters"]),
+        ]
+        for one in analysis.configurations
+    ]
+    labels = [schema.find(metric).label for metric in metrics]
+    return _table(["configuration", "seeds", *labels, "time ÷ affine's", "parameters"], rows)
 
 
-def means(runs: pd.DataFrame, metric: str, places: int) -> dict[str, str]:
-    """A metric's mean ± sd over seeds by configuration; says where fewer seeds have it than are.
+def losses(analysis: Analysis) -> Table:
+    """Make a row per configuration: mean ± sd over seeds of the validation loss and its terms."""
+    metrics = ["val/loss", "val/prior", "val/logdet", "test/loss"]
+    rows = [
+        [*_head(one), *(mean(one, metric) for metric in metrics)] for one in analysis.configurations
+    ]
+    return _table(["configuration", "seeds", *(schema.find(name).label for name in metrics)], rows)
 
-    Args:
-        runs: The finished runs.
-        metric: A column of them.
-        places: Decimal places.
+
+def mean(one: Configuration, metric: str) -> str:
+    """Write a metric's mean ± sd over seeds; say where fewer seeds have it than there are.
+
+    A time that was measured on several machines has no mean.
     """
-    cells = {}
-    for name, own in configurations(runs).items():
-        ((mean, sd, count),) = spread(own, metric).to_numpy()
-        fewer = f" (n = {count:.0f})" if 0 < count < own["seed"].nunique() else ""
-        cells[name] = measured(mean, sd, places) + fewer
-    return cells
+    if metric not in one.runs:
+        return MISSING
+    timed = one.runs.dropna(subset=[metric])
+    if metric in schema.TIMES and recorded_runs.varied(timed, machine=True):
+        return f"{MISSING} (several machines)"
+    average, sd, count = over_seeds(one.runs, metric)
+    fewer = f" (n = {count})" if 0 < count < one.runs[SEED].nunique() else ""
+    return measured(average, sd, schema.find(metric).places) + fewer
 
 
-def _ratio(own: pd.DataFrame, runs: pd.DataFrame) -> str:
-    transform = own["transform"].iloc[0]
-    if transform == AFFINE:
-        return "1" if own["seconds_per_epoch"].notna().any() else MISSING
-    return number(cost(with_baseline(own, runs, AFFINE), transform, AFFINE).mean, 2)
+def _head(one: Configuration) -> list[str]:
+    return [one.name, str(one.runs[SEED].nunique())]
+
+
+def _table(header: list[str], rows: list[list[str]], words: int = 1) -> Table:
+    """Make a table without the columns in which no row has a number."""
+    kept = [
+        place
+        for place in range(len(header))
+        if place < words or not rows or any(row[place] != MISSING for row in rows)
+    ]
+    return Table(
+        [header[place] for place in kept], [[row[place] for place in kept] for row in rows], words
+    )
+
+
+def _time_ratio(one: Configuration, analysis: Analysis) -> str:
+    if one.transform == AFFINE:
+        return "1" if one.runs[SECONDS].notna().any() else MISSING
+    ratio = analysis.run_time_ratios.get(one.name)
+    return number(ratio.mean, 2) if ratio else MISSING
 
 
 def _range(values: pd.Series) -> str:
@@ -111,80 +105,268 @@ def _range(values: pd.Series) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def run_table(runs: pd.DataFrame) -> Table:
-    """A row a run, the finished and the others; columns this module does not know come last."""
-    numbers = {name: title for name, (title, _) in _RUN_NUMBERS.items()}
-    names = _RUN_WORDS | numbers | {name: name for name in _extra(runs)}
-    order = {
-        transform: place for place, transform in enumerate(ordered(runs["transform"].dropna()))
-    }
-    places = runs["transform"].map(order)
-    table = runs.assign(place=places).sort_values(["place", "seed"], kind="stable")
-    rows = [
-        [_cell(name, value) for name, value in zip(names, row, strict=True)]
-        for row in table[list(names)].itertuples(index=False, name=None)
-    ]
-    return Table(list(names.values()), rows, words=len(_RUN_WORDS))
-
-
-def _cell(name: str, value: Any) -> str:
-    if name in _RUN_NUMBERS:
-        return number(value, _RUN_NUMBERS[name][1])
-    if name == "run_id":
-        return str(value)[:8]  # enough to tell runs apart; runs.csv has the whole
-    if name == "transform":
-        return label(plain(value))
-    return plain(value)
-
-
-def _extra(runs: pd.DataFrame) -> list[str]:
-    told = [*KNOWN, "evaluation/seconds"]
-    return [name for name in runs.columns if name not in told and not is_score(name)]
-
-
 def claim_table(judged: list[Claim]) -> Table:
-    """A row a claim: what was measured, the verdict and the name of its rule."""
+    """Make a row per measured claim: verdict, and the number with the weakest evidence."""
     rows = [
-        [f"{place}. {claim.text}", claim.measured, claim.verdict, claim.rule]
+        [f"{place}. {claim.text}", claim.verdict, claim.number]
         for place, claim in enumerate(judged, start=1)
+        if claim.rule
     ]
-    header = ["claim", "measured here", "verdict", "rule"]
+    header = ["claim", "verdict", "number (95 % interval)"]
     return Table(header, rows, words=len(header))
 
 
-def made(runs: pd.DataFrame) -> Table:
-    """What the finished runs were made with; several values where they differ."""
-    runs = finished(runs)
-    rows = [[name, values_of(runs[column])] for column, name in _settings(runs).items()]
-    starts = sorted(runs["started"].dropna())
+def claim_details(judged: list[Claim]) -> Table:
+    """Make a row per measured claim: all numbers, and the name of its rule."""
+    rows = [
+        [str(place), claim.detail, claim.rule]
+        for place, claim in enumerate(judged, start=1)
+        if claim.rule
+    ]
+    header = ["claim", "all numbers (95 % intervals)", "rule"]
+    return Table(header, rows, words=len(header))
+
+
+def likelihood(analysis: Analysis) -> Iterator[Table]:
+    """Make a table of the test likelihood, classification and patches for each noise."""
+    for noise, metric in LIKELIHOODS.items():
+        own = [one for one in analysis.configurations if (one.runs[NOISE] == noise).all()]
+        names = [metric, f"{metric}_se", "test/bpd_iw", "bayes/accuracy", "bayes/ece"]
+        known = [name for name in names if any(mean(one, name) != MISSING for one in own)]
+        if own and known:
+            rows = [
+                [
+                    *_head(one),
+                    *(
+                        _root_mean_square(one, name) if name.endswith("_se") else mean(one, name)
+                        for name in names
+                    ),
+                    confidence(analysis.patch_ratios[one.name], "", places=2, sign="-"),
+                ]
+                for one in own
+            ]
+            labels = [schema.find(name).label for name in names]
+            yield _table(["configuration", "seeds", *labels, "edge ÷ even noise"], rows)
+
+
+def _root_mean_square(one: Configuration, name: str) -> str:
+    value = (one.runs[name].astype(float) ** 2).mean() ** 0.5
+    return number(value, schema.find(name).places)
+
+
+def fidelity(extractor: Extractor) -> Table:
+    """Make a row per configuration with the scores in an extractor's features; then the floor."""
+    names = [name for name in _SCORES if extractor.column(name).notna().any()]
+    columns = [f"{name}_{extractor.suffix}" for name in names]
+    rows = [
+        [*_head(one), *(mean(one, column) for column in columns)]
+        for one in recorded_runs.configurations(extractor.runs)
+    ]
+    floors = [
+        number(extractor.column(f"{name}_floor").mean(), schema.find(column).places)
+        for name, column in zip(names, columns, strict=True)
+    ]
+    labels = [schema.find(column).label for column in columns]
+    return Table(["configuration", "seeds", *labels], [*rows, ["floor", "", *floors]])
+
+
+def equivalents(analysis: Analysis) -> Iterator[Block]:
+    """Make the tables of how many of affine's blocks, and layers, reach another's loss."""
+    quality = analysis.quality
+    for across in (BLOCKS, LAYERS):
+        noun, found = across.rpartition(".")[2], analysis.equivalents[across]
+        if not found:
+            continue
+        along = analysis.along[across]
+        yield Table(
+            [
+                "transform",
+                noun,
+                f"{quality.metric} ({quality.unit})",
+                f"affine's {noun}",
+                "factor",
+            ],
+            [
+                [label(one.transform), plain(one.x), number(one.loss), one.words, one.factor]
+                for one in found
+            ],
+        )
+        yield Paragraph(
+            f"{AXES[across]} that affine needs for the other transform's mean loss "
+            f"({along.fixed if along else ''}): affine's means over seeds, interpolated linearly "
+            "against the logarithm of the number, after taking the least loss so far. In "
+            "parentheses: the numbers at which the difference, seed by seed, has a 95 % t interval "
+            "that includes 0. ≥ and ≤: beyond the largest and the smallest affine flow; at 95 %: "
+            "all others are excluded.",
+            lead=f"{noun.capitalize()} of affine.",
+        )
+
+
+def scaling_laws(analysis: Analysis) -> Iterator[Block]:
+    """Make the table of the scaling laws."""
+    if not analysis.fits:
+        return
+    rows = []
+    for fit in analysis.fits:
+        cells = [f"not determined: {fit.why}", MISSING, MISSING]
+        if fit.law is not None:
+            places = {"a": 3, "c": 2}
+            cells = [_parameter(fit, name, places.get(name)) for name in ("a", "b", "c")]
+        rows.append([QUANTITIES[fit.quantity], label(fit.transform), *cells])
+    yield Table(["x", "transform", f"a ({analysis.quality.unit})", "b", "c"], rows, words=2)
+    yield Paragraph(
+        "Loss = a + b·x^(−c), by least squares over all runs of a transform, with 95 % intervals "
+        "over resampled seeds, which are too narrow with few seeds. Not determined: fewer than "
+        f"{LEAST} different x; a constant explains the runs as well (F test, 5 %); the best c or "
+        f"an end of its interval is at a bound, or the ends are over {WIDEST:.0f} times apart. "
+        "Training FLOPs: 6 · parameters · tokens · images seen, without attention and the "
+        "transform. Quantities that vary less than twofold are not listed.",
+        lead="Scaling.",
+    )
+
+
+def _parameter(fit: Fit, name: str, places: int | None) -> str:
+    value = fit.interval(name)
+    if places is None:
+        return f"{value.mean:.2e} ({value.low:.2e} to {value.high:.2e})"
+    low, high = number(value.low, places), number(value.high, places)
+    return f"{number(value.mean, places)} ({low} to {high})"
+
+
+def seconds(analysis: Analysis) -> Iterator[Block]:
+    """Make the table of the timed rounds."""
+    if analysis.rounds.empty:
+        return
+    rows = []
+    for one in recorded_runs.configurations(analysis.rounds, machine=True):
+        low, middle, high = one.runs[SECONDS].quantile([0.25, 0.5, 0.75])
+        quartiles = f"{number(middle, 2)} ({number(low, 2)} to {number(high, 2)})"
+        ratio = analysis.time_ratios.get(one.name)
+        cell = confidence(ratio, "", places=2, sign="-") if ratio else "1"
+        load = number(one.runs["load"].median(), 2)
+        rows.append([one.name, str(len(one.runs)), quartiles, cell, load])
+    yield Table(
+        ["flow", "rounds", "s/epoch: median (quartiles)", "time ÷ affine's", "load average"], rows
+    )
+    devices = ", ".join(sorted(set(analysis.rounds["device"].dropna())))
+    yield Paragraph(
+        "Seconds per epoch in the rounds after the first, in each of which all flows took turns, "
+        f"alone on the machine ({devices}). Ratio to affine with the same settings, paired by "
+        "round: geometric mean with its 95 % t interval over rounds. Load average: median of those "
+        "before the rounds; the measuring itself adds to it.",
+        lead="Seconds.",
+    )
+
+
+def front(analysis: Analysis) -> Table:
+    """Make the Pareto front, with the settings in which any two configurations differ."""
+    found, metric = analysis.front, analysis.aim.metric
+    settings = pd.DataFrame([dict(pairs) for pairs in found["settings"]]).fillna(MISSING)
+    keys = [key for key in settings if key == TRANSFORM or settings[key].nunique() > 1]
+    beaten = found["front"]
+    rows = [
+        [
+            *(label(own[key]) if key == TRANSFORM else own[key] for key in keys),
+            number(row[metric], schema.find(metric).places),
+            number(row[SECONDS], 2),
+            plain(row["runs"]),
+            row["trials"] or MISSING,
+        ]
+        for own, row in zip(
+            *(table[beaten].to_dict("records") for table in (settings, found)), strict=True
+        )
+    ]
+    labels = [schema.find(key).label for key in keys]
+    return Table([*labels, schema.find(metric).label, "s/epoch", "runs", "trials"], rows)
+
+
+_RUN_NUMBERS = [
+    SEED,
+    "trainer.max_epochs",
+    "workers",
+    *(f"val/{term}" for term in ("loss", "prior", "logdet", "bpd")),
+    "test/loss",
+    "test/bpd",
+    *schema.TIMES[:3],
+]
+
+
+def run_table(table: pd.DataFrame) -> Table:
+    """Make a row per run, the finished and the others, with everything in which they differ.
+
+    Args:
+        table: All recorded runs of a study.
+    """
+    differing = recorded_runs.varied(table, machine=True)
+    numbers = [name for name in _RUN_NUMBERS if table[name].notna().any()]
+    words = ["run_id", "status", TRANSFORM]
+    names = list(dict.fromkeys([*words, *differing, *numbers, *_unknown(table)]))
+    order = {name: place for place, name in enumerate(ordered(table[TRANSFORM].dropna()))}
+    places = table[TRANSFORM].map(order)
+    rows = table.assign(place=places).sort_values(["place", SEED], kind="stable")
+    cells = [
+        [_cell(name, value) for name, value in zip(names, row, strict=True)]
+        for row in rows[names].itertuples(index=False, name=None)
+    ]
+    labels = ["run", "status", "transform", *(schema.find(name).label for name in names[3:])]
+    return Table(labels, cells, words=len(words))
+
+
+def _cell(name: str, value: Any) -> str:
+    column = schema.find(name)
+    if name == "run_id":
+        return str(value)[:8]  # enough to tell runs apart; runs.csv has the whole
+    if name == TRANSFORM:
+        return label(plain(value))
+    if column.kind == "metric" and not isinstance(value, str):
+        return number(value, column.places)
+    return plain(value)
+
+
+def _unknown(table: pd.DataFrame) -> list[str]:
+    return [name for name in table.columns if not schema.is_known(name)]
+
+
+def made(analysis: Analysis) -> Table:
+    """Make a row per setting, fact and machine of the finished runs, with all their values."""
+    table = recorded_runs.finished(analysis.recorded.runs)
+    names = schema.settings(table.columns)
+    facts = [name for name in table.columns if schema.find(name).kind in ("fact", "machine")]
+    skipped = ("bins", "parameters", "evaluation/seconds")
+    names += ["scale", SEED, *(name for name in facts if name not in skipped)]
+    rows = [
+        [schema.find(name).label, values_of(table[name])]
+        for name in names
+        if table[name].notna().any()
+    ]
+    starts = sorted(table["started"].dropna())
     rows.append(["started", f"{starts[0]} to {starts[-1]}" if starts else MISSING])
     return Table(["setting", "value"], rows, words=2)
 
 
 def values_of(column: pd.Series) -> str:
-    """The distinct values of a column, each with its number of runs where there are several."""
+    """List the distinct values of a column, each with its number of runs if there are several."""
     counts = column.map(plain).value_counts(sort=False)
     if len(counts) == 1:
         return str(counts.index[0])
-    return ", ".join(f"{value} ({_runs(count)})" for value, count in counts.items())
+    runs = {value: f"{count} run" + "s" * (count > 1) for value, count in counts.items()}
+    return ", ".join(f"{value} ({count})" for value, count in runs.items())
 
 
-def _runs(count: int) -> str:
-    return f"{count} run" if count == 1 else f"{count} runs"
+def variations(analysis: Analysis) -> list[str]:
+    """List what the finished runs differ in besides transform and seed, with its values."""
+    table = recorded_runs.finished(analysis.recorded.runs)
+    names = recorded_runs.varied(table, machine=True)
+    hashes = [name for name in table.columns if schema.is_hash(name)]
+    facts = ["commit", "flowbench", "lightning", "test/draws", "fidelity/samples", *hashes]
+    names += [name for name in facts if table[name].dropna().nunique() > 1]
+    return [f"{schema.find(name).label}: {values_of(table[name])}" for name in names]
 
 
-def mixed(runs: pd.DataFrame) -> list[str]:
-    """What the finished runs should share and do not, each with its values."""
-    runs = finished(runs)
-    return [
-        f"{name}: {values_of(runs[column])}"
-        for column, name in _settings(runs).items()
-        if column != "seed" and runs[column].nunique(dropna=False) > 1
-    ]
-
-
-def _settings(runs: pd.DataFrame) -> dict[str, str]:
-    """What runs were made with, by column; of the evaluation what some run has."""
-    hashes = {name: name.replace("_", " of ", 1) for name in runs.columns if is_hash(name)}
-    evaluated = [name for name in [*_EVALUATED, *hashes] if runs[name].notna().any()]
-    return _MADE | {name: (_EVALUATED | hashes)[name] for name in evaluated}
+def skipped(analysis: Analysis) -> str:
+    """Say what was not measured of which runs, and why; empty where nothing was skipped."""
+    reasons = analysis.runs["skipped"].dropna().astype("str").str.split("; ").explode()
+    counts = reasons[reasons != ""].value_counts()
+    return "; ".join(
+        f"{reason} ({count} of {len(analysis.runs)} runs)" for reason, count in counts.items()
+    )

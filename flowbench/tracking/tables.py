@@ -1,4 +1,4 @@
-"""Recorded runs as tables: a row a run, a row a run and epoch, and what their evaluation left."""
+"""Recorded runs as tables: a row per run, a row per run and epoch, and the evaluation's tables."""
 
 import json
 import tempfile
@@ -11,52 +11,18 @@ import pandas as pd
 from mlflow.artifacts import download_artifacts, list_artifacts
 from mlflow.entities import Run
 
+from flowbench import schema
 from flowbench.errors import UsageError
+from flowbench.schema import SECONDS, SEED, TIMES, TRANSFORM
 from flowbench.tracking.store import PARENT, Store, one_line_errors
 
-TERMS = ("loss", "prior", "logdet", "bpd")
-LOSSES = [f"{stage}/{term}" for stage in ("train", "val") for term in TERMS]
-TIMES = ["seconds_per_epoch", "first_epoch", "images_per_second", "load"]
-EPOCH_METRICS = [*LOSSES, *TIMES, "lr", "grad_norm"]
-BLOCK_METRICS = ("max_log_slope/", "outside/")
-EPOCH_FID = "val/fid_"
-PARAMS = {
-    "transform": "model.transform",
-    "bins": "bins",
-    "blocks": "model.blocks",
-    "layers": "model.layers",
-    "width": "model.width",
-    "patch": "model.patch",
-    "seed": "seed",
-    "data": "data.name",
-    "noise": "data.noise",
-    "epochs": "trainer.max_epochs",
-    "lr": "optim.lr",
-    "batch": "data.batch",
-    "parameters": "parameters",
-    "device": "device",
-    "threads": "threads",
-    "classes": "classes",
-}
-TAGS = {
-    "scale": "flowbench.scale",
-    "torch": "version.torch",
-    "lightning": "version.lightning",
-    "flowbench": "version.flowbench",
-    "commit": "commit",
-    "skipped": "skipped",
-}
-TRIAL_TAGS = {"trial": "optuna.trial", "workers": "flowbench.workers"}
-"""Those that trials have: Optuna's number, and how many workers shared the machine."""
-EXTRACTOR = "extractor_"
-"""Begin of the tags that have the hash of a feature extractor's weights."""
 SAMPLES = "samples.npy"
 VARIANTS = ("guided", "denoised", "trajectory")
 """Further arrays of images, ``guided.npy`` and so on, that a run may have."""
 EVALUATION = "evaluation"
 """Directory of the artifacts with the tables of a run."""
 TRIALS, IMPORTANCES = "trials.csv", "importances.csv"
-"""Artifacts of a study's parent run: a row an attempt at a trial, and what each parameter does."""
+"""Artifacts of a study's parent run: its trials, and the importance of each parameter."""
 OBJECTIVES = "flowbench.objectives"
 """Tag of a study's parent run: minimize or maximize by the name of the metric, as JSON."""
 
@@ -65,7 +31,7 @@ def study_parent(store: Store, study: str) -> Run:
     """Find the newest recorded study of this name.
 
     Raises:
-        UsageError: There is none; says which there are.
+        UsageError: There is none; the message lists the recorded studies.
     """
     parents = store.search("tags.`flowbench.role` = 'study'")
     for run in parents:
@@ -76,7 +42,7 @@ def study_parent(store: Store, study: str) -> Run:
 
 
 def newest(store: Store, study: str, scale: str) -> Run | None:
-    """Find the newest recorded study of a file and scale, whichever version; none where none is.
+    """Find the newest recorded version of a study at a scale; None where there is none.
 
     Args:
         store: Where runs are recorded.
@@ -103,10 +69,10 @@ def children(store: Store, parent_id: str) -> list[Run]:
 
 
 def read(store: Store, runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Read the runs' table and their histories, both sorted by transform and seed."""
+    """Read the runs' table, sorted by transform and seed, and their histories in the same order."""
     histories = [_history(store, run) for run in runs]
     rows = [_row(run, history) for run, history in zip(runs, histories, strict=True)]
-    table = pd.DataFrame(rows).sort_values(["transform", "seed"], ignore_index=True)
+    table = pd.DataFrame(rows).sort_values([TRANSFORM, SEED], ignore_index=True)
     filled = [history for history in histories if len(history)]
     history = pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=["run_id"])
     order = {run_id: i for i, run_id in enumerate(table["run_id"])}
@@ -116,22 +82,28 @@ def read(store: Store, runs: Sequence[Run]) -> tuple[pd.DataFrame, pd.DataFrame]
 def samples(store: Store, runs: pd.DataFrame) -> dict[str, np.ndarray[Any, Any]]:
     """Load, for each transform, the images of its best finished run (lowest ``val/loss``).
 
+    Where runs differ in their data or noise, whose losses do not compare, there are images for each
+    of these: the key is ``<transform>|gaussian``, with every value that differs.
+
     Shape:
-        each uint8 ``[rows, classes, height, width, channels]``, and under ``<transform>/guided``
-        and ``<transform>/denoised`` the same; under ``<transform>/trajectory``
+        each uint8 ``[rows, classes, height, width, channels]``, and under ``<key>/guided`` and
+        ``<key>/denoised`` the same; under ``<key>/trajectory``
         ``[blocks + 1, classes, height, width, channels]``
     """
     kinds = {SAMPLES: ""} | {f"{variant}.npy": f"/{variant}" for variant in VARIANTS}
     found = {}
     finished = runs[runs["status"] == "finished"].sort_values("val/loss")
+    protocol = list(filter(schema.is_protocol, schema.settings(finished)))
+    differing = [name for name in protocol if finished[name].nunique(dropna=False) > 1]
     with one_line_errors(store.uri):
-        for transform, best in finished.groupby("transform", sort=False):
+        for values, best in finished.groupby([TRANSFORM, *differing], sort=False, dropna=False):
+            key = "|".join(map(str, values))
             run_id = best["run_id"].iloc[0]
             recorded = {artifact.path for artifact in store.client.list_artifacts(run_id)}
             for name, kind in kinds.items():
                 if name in recorded:
                     path = Path(store.client.download_artifacts(run_id, name))
-                    found[f"{transform}{kind}"] = np.load(path, allow_pickle=False)
+                    found[f"{key}{kind}"] = np.load(path, allow_pickle=False)
     return found
 
 
@@ -142,10 +114,10 @@ def evaluation(store: Store, runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
         Each table of all runs that have it, ``run_id`` first, sorted by transform and seed.
 
     Raises:
-        UsageError: The store cannot be read, or what it has is not a table.
+        UsageError: The store cannot be read, or an artifact is not a table.
     """
     parts: dict[str, list[pd.DataFrame]] = {}
-    for run in sorted(runs, key=_place):
+    for run in sorted(runs, key=_order):
         for name, table in _evaluation(store, run):
             table.insert(0, "run_id", run.info.run_id)
             parts.setdefault(name, []).append(table)
@@ -153,13 +125,13 @@ def evaluation(store: Store, runs: Sequence[Run]) -> dict[str, pd.DataFrame]:
 
 
 def search(store: Store, parent: Run) -> dict[str, pd.DataFrame]:
-    """Read what a study has told of its trials, as text, so that every digit stays.
+    """Read what a study has recorded of its trials, as text, so that every digit stays.
 
     Returns:
         ``trials`` and ``importances``, each where it is recorded.
 
     Raises:
-        UsageError: The store cannot be read, or what it has is not a table.
+        UsageError: The store cannot be read, or an artifact is not a table.
     """
     found, run_id = {}, parent.info.run_id
     with one_line_errors(store.uri), tempfile.TemporaryDirectory() as scratch:
@@ -177,14 +149,14 @@ def search(store: Store, parent: Run) -> dict[str, pd.DataFrame]:
 
 
 def objectives(parent: Run) -> dict[str, str]:
-    """Read what a study minimizes and maximizes; nothing where it has not told."""
-    told: dict[str, str] = json.loads(parent.data.tags.get(OBJECTIVES, "{}"))
-    return told
+    """Read what a study minimizes and maximizes; empty where it is not recorded."""
+    recorded: dict[str, str] = json.loads(parent.data.tags.get(OBJECTIVES, "{}"))
+    return recorded
 
 
-def _place(run: Run) -> tuple[str, int]:
+def _order(run: Run) -> tuple[str, int]:
     params = run.data.params
-    return params.get("model.transform", ""), int(params.get("seed", 0))
+    return params.get(TRANSFORM, ""), int(params.get(SEED, 0))
 
 
 def _evaluation(store: Store, run: Run) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -203,65 +175,70 @@ def _evaluation(store: Store, run: Run) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def _row(run: Run, history: pd.DataFrame) -> dict[str, Any]:
+    """Gather a run's row: its settings and facts, its final metrics, its tags, its times."""
     params, tags = run.data.params, run.data.tags
-    row: dict[str, Any] = {
-        "run_id": run.info.run_id,
-        "name": tags.get("flowbench.study", "train"),
-        "status": run.info.status.lower(),
-    }
-    row |= {column: _plain(params.get(key)) for column, key in PARAMS.items()}
-    final = {
-        key: value
-        for key, value in run.data.metrics.items()
-        if key in LOSSES or not _is_of_epochs(key)
-    }
-    row |= {key: final.get(key, np.nan) for key in LOSSES} | final
-    row |= {column: float(tags.get(key, "nan")) for column, key in TRIAL_TAGS.items()}
-    later = history[history["epoch"] > 1] if len(history) else history
-    for key in ("seconds_per_epoch", "images_per_second", "load"):
-        row[key] = later[key].median() if key in later else np.nan
-    row["seconds"] = history["seconds_per_epoch"].sum() if len(history) else np.nan
-    row |= {column: tags.get(key, "") for column, key in TAGS.items()}
-    row |= {key: value for key, value in tags.items() if key.startswith(EXTRACTOR)}
+    row: dict[str, Any] = {"run_id": run.info.run_id, "status": run.info.status.lower()}
+    row |= {TRANSFORM: None, SEED: None}
+    for key, value in params.items():
+        if schema.is_setting(key) or key in schema.COLUMNS:
+            row[key] = value if schema.find(key).text else _plain(value)
+    row |= {key: value for key, value in run.data.metrics.items() if schema.find(key).final}
+    for name, column in schema.COLUMNS.items():
+        if column.tag:
+            value = tags.get(column.tag, "")
+            row[name] = value if column.text else float(value or "nan")
+    row["name"] = row["name"] or "train"
+    row |= {key: value for key, value in tags.items() if schema.is_hash(key)}
+    row |= times(history)
     row["started"] = pd.Timestamp(run.info.start_time, unit="ms").isoformat(timespec="seconds")
     return row
 
 
+def times(history: pd.DataFrame) -> dict[str, float]:
+    """Summarise the times of one run's epochs.
+
+    Returns:
+        Medians over the epochs after the first, which includes the warm-up, and the sum of the
+        seconds of all.
+    """
+    later = history[history["epoch"] > 1] if len(history) else history
+    row = {key: later[key].median() if key in later else np.nan for key in TIMES}
+    row["training_seconds"] = history[SECONDS].sum() if SECONDS in history else np.nan
+    return row
+
+
 def _history(store: Store, run: Run) -> pd.DataFrame:
-    """Read one run's epochs; of an epoch recorded twice, as after a kill, the last record."""
+    """Read one run's epochs; of an epoch recorded twice, as after a kill, the last record.
+
+    A metric that the schema does not know is part of the history if it has several epochs.
+    """
     columns: dict[str, dict[int, float]] = {}
     for key in run.data.metrics:
-        if _is_of_epochs(key):
+        if schema.find(key).epochs:
             points = store.client.get_metric_history(run.info.run_id, key)
             latest = sorted(points, key=lambda point: point.timestamp)
-            columns[key] = {point.step: point.value for point in latest}
+            values = {point.step: point.value for point in latest}
+            if schema.is_known(key) or len(values) > 1:
+                columns[key] = values
     if not columns:
         return pd.DataFrame()
     table = pd.DataFrame(columns).rename_axis("epoch").sort_index().reset_index()
-    ordered = [key for key in EPOCH_METRICS if key in table]
-    ordered += sorted(key for key in table if key.startswith(EPOCH_FID))
-    blocks = sorted(
-        (key for key in table if key.startswith(BLOCK_METRICS)),
-        key=lambda key: (key.split("_")[0], int(key.rsplit("_", 1)[1])),
-    )
-    params = run.data.params
-    head = pd.DataFrame(
-        {
-            "run_id": run.info.run_id,
-            "transform": params["model.transform"],
-            "seed": int(params["seed"]),
-        },
-        index=table.index,
-    )
-    return pd.concat([head, table[["epoch", *ordered, *blocks]]], axis=1)
+    table.insert(0, "run_id", run.info.run_id)
+    return table[["run_id", "epoch", *sorted(columns, key=_metric_order)]]
 
 
-def _is_of_epochs(metric: str) -> bool:
-    return metric in EPOCH_METRICS or metric.startswith((*BLOCK_METRICS, EPOCH_FID))
+def _metric_order(metric: str) -> tuple[int, str, int]:
+    """Sort the metrics of the schema as it lists them, and those of blocks by their number."""
+    known = list(schema.COLUMNS)
+    place = known.index(metric) if metric in known else len(known)
+    stem, _, number = metric.rpartition("_")
+    return (place, stem, int(number)) if number.isdecimal() else (place, metric, 0)
 
 
-def _plain(value: str | None) -> Any:
+def _plain(value: str) -> str | int | float:
+    """Read a recorded parameter: a number where it is one, else its text."""
     try:
-        return json.loads(value) if value is not None else None
+        number = json.loads(value)
     except json.JSONDecodeError:
         return value
+    return number if type(number) in (int, float) else value

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from flowbench.report import style
+from flowbench.report.figures import style
 
 
 def unit(table: pd.DataFrame) -> tuple[str, float]:

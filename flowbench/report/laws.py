@@ -3,10 +3,11 @@ r"""Scaling laws of the loss: :math:`a + b\,x^{-c}`, fitted where the runs deter
 .. math:: \min_{a,\; b \ge 0,\; 0.05 \le c \le 5} \; \sum_i (y_i - a - b\,x_i^{-c})^2
 
 over all runs of a transform. For a given c the best a and b are those of a straight line, so only c
-is searched: on a grid of starting points, then by scipy between the neighbours of the best of them.
+is searched: on a grid of starting points, then by scipy between the neighbours of the best one.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,31 +15,32 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import fdtrc
 
-from flowbench.report.files import Recorded
-from flowbench.report.labels import ordered
-from flowbench.report.resamples import INTERVAL, resamples
-from flowbench.report.seeds import MODEL, SETTINGS, Interval, finished
-from flowbench.report.series import series
+from flowbench import schema
+from flowbench.report.runs import Series
+from flowbench.report.stats import ENDS, Interval, resamples
+from flowbench.report.text import ordered
+from flowbench.schema import BLOCKS, LAYERS, SECONDS, SEED, TRANSFORM
 
 BOUNDS = (0.05, 5.0)
 """Limits of the exponent c."""
 STARTS = np.geomspace(*BOUNDS, 25)
 LEAST = 4
-"""Different x that three parameters need to leave anything to chance."""
+"""Different x that a fit of three parameters needs."""
 WIDEST = 10.0
 """Ratio of the ends of c's interval above which c is unknown."""
 SPAN = 2.0
 """Ratio of the greatest to the least x below which nothing was scaled."""
 CHANCE = 0.05
 FLOPS = 6
-"""Floating-point operations of a training step for each parameter and token: 2 forward, 4 back."""
+"""Floating-point operations of a training step per parameter and token: 2 forward, 4 backward."""
 QUANTITIES = {
-    "blocks": "Blocks",
-    "layers": "Layers a block",
+    BLOCKS: "Blocks",
+    LAYERS: "Layers per block",
     "parameters": "Parameters",
     "compute": "Training FLOPs",
 }
-"""What the loss is fitted against, and its name."""
+"""What the loss is fitted against, and the name of the axis."""
+MODEL = "model."
 
 
 @dataclass(frozen=True)
@@ -50,94 +52,101 @@ class Law:
     c: float
 
     def at(self, x: np.ndarray) -> np.ndarray:
-        """The loss that it gives."""
+        """Return the loss at each x."""
         return self.a + self.b * x**-self.c
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What one transform's runs say of the law in one quantity."""
+    """The law of one transform in one quantity.
+
+    Attributes:
+        transform: The transform.
+        quantity: What x is: a key of ``QUANTITIES``.
+        points: The runs: x, seed and loss.
+        law: Best fit to all runs; None where the runs do not determine it.
+        resampled: Best fits to the resamples of the seeds.
+        why: Why the law is not determined; empty where it is.
+    """
 
     transform: str
     quantity: str
     points: pd.DataFrame
-    """The runs: x, seed and loss."""
     law: Law | None
-    """Best fit to all runs; none where it is not determined."""
     resampled: tuple[Law, ...]
-    """Best fits to the resamples of the seeds."""
     why: str
-    """What keeps it from being determined; empty where it is."""
 
     def interval(self, name: str) -> Interval:
-        """A parameter with its 95 % interval over resampled seeds."""
+        """Return a parameter with its 95 % interval over resampled seeds."""
         values = [getattr(law, name) for law in self.resampled]
-        low, high = np.quantile(values, INTERVAL)
-        return Interval(getattr(self.law, name), low, high, self.points["seed"].nunique())
+        low, high = np.quantile(values, ENDS)
+        return Interval(getattr(self.law, name), low, high, self.points[SEED].nunique())
 
     def band(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The 95 % interval of the law at each x."""
-        low, high = np.quantile([law.at(x) for law in self.resampled], INTERVAL, axis=0)
+        """Return the 95 % interval of the law at each x."""
+        low, high = np.quantile([law.at(x) for law in self.resampled], ENDS, axis=0)
         return low, high
 
 
-def fits(recorded: Recorded, metric: str) -> list[Fit]:
-    """A fit for every quantity that varies, at least twofold, between a transform's runs.
+def fits(
+    runs: pd.DataFrame, along: Mapping[str, Series | None], compute: pd.Series, metric: str
+) -> list[Fit]:
+    """Fit a law for every quantity that varies, at least twofold, between a transform's runs.
 
-    Against blocks the layers of a block are the same throughout, or the layers in all, against
-    layers the blocks; against parameters and compute all models of a transform count that were
-    trained alike.
+    Against blocks the layers per block are equal throughout, or the layers in all; against layers
+    the blocks are. Against parameters and compute all models of a transform count that were trained
+    with equal settings.
 
     Args:
-        recorded: The tables.
+        runs: The finished runs.
+        along: The runs along blocks and along layers.
+        compute: Training FLOPs of each run.
         metric: A loss.
     """
-    runs = finished(recorded.runs).dropna(subset=[metric])
-    equal = [name for name in SETTINGS if name not in MODEL]
+    runs = runs.assign(compute=compute).dropna(subset=[metric])
+    equal = [name for name in schema.settings(runs.columns) if not name.startswith(MODEL)]
     found = []
     for quantity in QUANTITIES:
-        if quantity in ("blocks", "layers"):
-            along = series(runs, quantity)
-            table = along.runs if along else runs[:0].assign(x=math.nan)
+        if quantity in along:
+            one = along[quantity]
+            table = one.runs if one else runs[:0].assign(x=math.nan)
         else:
-            amount = compute(recorded) if quantity == "compute" else runs["parameters"]
-            groups = runs.assign(x=amount).groupby(equal, dropna=False)
+            groups = runs.assign(x=runs[quantity]).groupby(equal, dropna=False)
             table = max((group for _, group in groups), key=len, default=runs.assign(x=math.nan))
         table = table.dropna(subset=["x"])
-        for transform in ordered(table["transform"]):
-            own = table[table["transform"] == transform]
+        for transform in ordered(table[TRANSFORM]):
+            own = table[table[TRANSFORM] == transform]
             if own["x"].max() >= SPAN * own["x"].min():
-                points = own[["x", "seed", metric]].rename(columns={metric: "loss"})
+                points = own[["x", SEED, metric]].rename(columns={metric: "loss"})
                 found.append(fit(transform, quantity, points))
     return found
 
 
-def compute(recorded: Recorded) -> pd.Series:
-    """Floating-point operations of each run's training: 6 · parameters · tokens · images seen.
+def training_flops(runs: pd.DataFrame, history: pd.DataFrame, patches: pd.DataFrame) -> pd.Series:
+    """Estimate the training FLOPs of each run: 6 · parameters · tokens · images seen.
 
-    An estimate by the rule for transformers, without attention and without the transform itself;
-    tokens are the patches of an image, as the evaluation counts them.
+    This is the rule for transformers, without attention and without the transform itself; tokens
+    are the patches of an image, as the evaluation counts them.
     """
-    runs = recorded.runs.set_index("run_id")
-    patches = recorded.evaluation["patches"]
+    by_run = runs.set_index("run_id")
     tokens = patches.groupby("run_id")["patch"].nunique()
-    epochs = recorded.history.reindex(columns=["run_id", "seconds_per_epoch", "images_per_second"])
-    seen = epochs["seconds_per_epoch"] * epochs["images_per_second"]
+    epochs = history.reindex(columns=["run_id", SECONDS, "images_per_second"])
+    seen = epochs[SECONDS] * epochs["images_per_second"]
     images = seen.groupby(epochs["run_id"]).sum(min_count=1).round()
-    flops = FLOPS * runs["parameters"] * tokens.reindex(runs.index) * images.reindex(runs.index)
-    return pd.Series(flops.to_numpy(), recorded.runs.index, dtype=float)
+    flops = FLOPS * by_run["parameters"] * tokens.reindex(by_run.index)
+    return pd.Series((flops * images.reindex(by_run.index)).to_numpy(), runs.index, dtype=float)
 
 
 def fit(transform: str, quantity: str, points: pd.DataFrame) -> Fit:
-    """Fit the law and say whether it is determined.
+    """Fit the law and decide whether the runs determine it.
 
     Args:
-        transform: Whose runs they are.
+        transform: The transform of the runs.
         quantity: What x is.
         points: Columns x, seed and loss.
     """
     distinct = points["x"].nunique()
-    seeds = sorted(points["seed"].unique())
+    seeds = sorted(points[SEED].unique())
 
     def undetermined(why: str) -> Fit:
         return Fit(transform, quantity, points, None, (), why)
@@ -152,24 +161,24 @@ def fit(transform: str, quantity: str, points: pd.DataFrame) -> Fit:
         return undetermined(f"the best c is at its bound, {law.c:.3g}")
     if len(seeds) < 2:
         return undetermined("one seed")
-    groups = [points.loc[points["seed"] == seed, ["x", "loss"]].to_numpy(float) for seed in seeds]
+    groups = [points.loc[points[SEED] == seed, ["x", "loss"]].to_numpy(float) for seed in seeds]
     again = []
     for draw in resamples(len(seeds)):
         x, loss = np.concatenate([groups[place] for place in draw]).T
         again.append(best(x, loss)[0])
-    low, high = np.quantile([other.c for other in again], INTERVAL)
+    low, high = np.quantile([other.c for other in again], ENDS)
     if at_bound(low) or at_bound(high) or high / low > WIDEST:
         return undetermined(f"c is anywhere from {low:.2g} to {high:.2g}")
     return Fit(transform, quantity, points, law, tuple(again), "")
 
 
 def at_bound(c: float) -> bool:
-    """Whether an exponent has been kept from going on."""
+    """Return whether an exponent stopped at one of its bounds."""
     return c < 1.02 * BOUNDS[0] or c > 0.98 * BOUNDS[1]
 
 
 def by_chance(total: float, rest: float, runs: int) -> bool:
-    """Whether a constant does as well: an F test of the law's two further parameters at 5 %.
+    """Test whether a constant explains the runs as well: an F test of two parameters at 5 %.
 
     Args:
         total: Sum of squares about the mean.
@@ -183,7 +192,7 @@ def by_chance(total: float, rest: float, runs: int) -> bool:
 
 
 def best(x: np.ndarray, loss: np.ndarray) -> tuple[Law, float]:
-    """The law of least squares, and its sum of squares.
+    """Find the law of least squares, and its sum of squares.
 
     Example:
         >>> x = np.array([1.0, 2.0, 4.0, 8.0])

@@ -1,4 +1,4 @@
-"""Figure of a flow as a classifier: is it right as often as it is sure, and what it confuses."""
+"""Figure of a flow as a classifier: reliability of its confidence, and what it confuses."""
 
 import numpy as np
 import pandas as pd
@@ -8,8 +8,10 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from flowbench.report import style
-from flowbench.report.heat import GROWING, Shades, heat
+from flowbench.report.analysis import Analysis
+from flowbench.report.figures import style
+from flowbench.report.figures.style import GROWING, Plot, Shades, heat
+from flowbench.schema import TRANSFORM
 
 BINS = 15
 """Bins of confidence on [0, 1] of the calibration tables."""
@@ -18,14 +20,10 @@ _AREA = 40.0  # points² of the mark of a bin with all images
 
 
 @style.context()
-def bayes(calibration: pd.DataFrame, confusion: pd.DataFrame) -> Figure:
-    """Reliability of every transform in one panel, then a confusion matrix for each.
-
-    Args:
-        calibration: A row a run and bin of confidence, with ``transform``.
-        confusion: A row a run, label and predicted class, with ``transform``.
-    """
-    looks = style.looks(confusion["transform"])
+def bayes(analysis: Analysis) -> Figure:
+    """Draw the reliability of every transform in one panel, then a confusion matrix for each."""
+    calibration, confusion = (analysis.evaluated[name] for name in ("calibration", "confusion"))
+    looks = style.looks(confusion[TRANSFORM])
     deep = -(-(1 + len(looks)) // 4)
     columns = max(2, -(-(1 + len(looks)) // deep))
     size = (0.8 + 1.55 * columns, 0.45 + 1.75 * deep)
@@ -61,7 +59,7 @@ def bayes(calibration: pd.DataFrame, confusion: pd.DataFrame) -> Figure:
 
 def _reliability(axes: Axes, calibration: pd.DataFrame) -> None:
     axes.plot([0, 1], [0, 1], color=style.GREY, linestyle="dashed", linewidth=0.8)
-    for name, look in style.looks(calibration["transform"]).items():
+    for name, look in style.looks(calibration[TRANSFORM]).items():
         bins = over_bins(calibration, name)
         at, values = bins["confidence"], bins["accuracy"]
         axes.plot(at, values, color=look.colour, linestyle=look.line, label=look.label)
@@ -72,8 +70,8 @@ def _reliability(axes: Axes, calibration: pd.DataFrame) -> None:
 
 
 def over_bins(calibration: pd.DataFrame, transform: str) -> pd.DataFrame:
-    """The bins of all runs of a transform together: mean confidence, accuracy and count."""
-    own = calibration[(calibration["transform"] == transform) & (calibration["count"] > 0)]
+    """Join the bins of all runs of a transform: mean confidence, accuracy and count."""
+    own = calibration[(calibration[TRANSFORM] == transform) & (calibration["count"] > 0)]
     place = (own["confidence"] * BINS).astype(int).clip(upper=BINS - 1)
     sums = own[["confidence", "accuracy"]].mul(own["count"], axis=0).groupby(place).sum()
     counts = own["count"].groupby(place).sum()
@@ -81,8 +79,25 @@ def over_bins(calibration: pd.DataFrame, transform: str) -> pd.DataFrame:
 
 
 def over_labels(confusion: pd.DataFrame, transform: str) -> np.ndarray:
-    """Images of all runs of a transform by label (rows) and predicted class (columns)."""
-    own = confusion[confusion["transform"] == transform]
+    """Count the images of a transform's runs by label (rows) and predicted class (columns)."""
+    own = confusion[confusion[TRANSFORM] == transform]
     classes = range(int(own[["label", "predicted"]].to_numpy().max()) + 1)
     counts = own.pivot_table("count", "label", "predicted", aggfunc="sum", fill_value=0)
     return counts.reindex(index=classes, columns=classes, fill_value=0).to_numpy()
+
+
+BAYES = Plot(
+    "bayes",
+    "appendix",
+    bayes,
+    lambda _: (
+        "Test images classified by their likelihood under each class. Left: accuracy against "
+        "confidence in 15 bins, the area of a mark growing with the bin's images; dashed: perfect "
+        "calibration. Others: confusion matrices on a logarithmic scale."
+    ),
+    lambda analysis: (
+        ""
+        if len(analysis.evaluated["calibration"]) and len(analysis.evaluated["confusion"])
+        else "classifications of test images"
+    ),
+)

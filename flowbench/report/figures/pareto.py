@@ -1,4 +1,4 @@
-"""Figure of quality against time: every configuration, and those that no other beats in both."""
+"""Figure of quality against time: every configuration, and the Pareto front."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,9 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from flowbench.report import style
-from flowbench.report.labels import metric_label
-from flowbench.report.seeds import SECONDS
+from flowbench.report.analysis import Analysis
+from flowbench.report.figures import style
+from flowbench.report.figures.style import Plot
+from flowbench.report.text import plain, small
+from flowbench.schema import SECONDS, TRANSFORM
 
 AREAS = (16.0, 110.0)
 """Areas of a mark, in square points, for the fewest blocks and for the most."""
@@ -21,24 +23,19 @@ WIDE = 8.0
 
 
 @style.context()
-def pareto(table: pd.DataFrame, runs: pd.DataFrame, metric: str) -> Figure:
-    """Means over seeds by transform (colour, shape) and blocks (size); single runs as dots.
-
-    Args:
-        table: The configurations.
-        runs: Their runs, with the ``settings`` of their configurations.
-        metric: What is drawn against seconds per epoch.
-    """
+def pareto(analysis: Analysis) -> Figure:
+    """Draw means over seeds by transform (colour, shape) and blocks (size); single runs as dots."""
+    table, metric = analysis.front, analysis.aim.metric
     looks = style.looks(table["transform"])
     figure = Figure(figsize=(style.COLUMN * 1.4, 3.5), layout="constrained")
     axes = figure.subplots()
     if (table["runs"] > 1).any():
-        _single(axes, runs, metric, looks)
+        _single(axes, analysis.weighed, metric, looks)
     front = table[table["front"]]
     line: dict[str, Any] = {
         "color": style.GREY,
         "linewidth": 0.9,
-        "label": "beaten by none in both",
+        "label": "Pareto front",
     }
     axes.step(front[SECONDS], front[metric], where="post", zorder=2, **line)
     for name, look in looks.items():
@@ -58,7 +55,7 @@ def pareto(table: pd.DataFrame, runs: pd.DataFrame, metric: str) -> Figure:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set(xlabel="Time per epoch (s)", ylabel=metric_label(metric))
+    axes.set(xlabel="Time per epoch (s)", ylabel=analysis.aim.title)
     handles = [_mark(look.label, look.colour, look.marker, 5) for look in looks.values()]
     handles.append(Line2D([], [], **line))
     figure.legend(handles=handles, loc="outside lower center", ncols=3)
@@ -75,9 +72,9 @@ def pareto(table: pd.DataFrame, runs: pd.DataFrame, metric: str) -> Figure:
 
 
 def _single(axes: Axes, runs: pd.DataFrame, metric: str, looks: Mapping[str, style.Look]) -> None:
-    """Draw every run as a dot, tied to the mean of its configuration."""
+    """Draw every run as a dot, with a line to the mean of its configuration."""
     for _, own in runs.groupby("settings"):
-        colour = looks[own["transform"].iloc[0]].colour
+        colour = looks[own[TRANSFORM].iloc[0]].colour
         x, y = own[SECONDS], own[metric]
         for end in zip(x, y, strict=True):
             ties = zip((x.mean(), y.mean()), end, strict=True)
@@ -92,7 +89,7 @@ def _mark(label: str, colour: str, marker: str, size: float) -> Line2D:
 
 
 def areas(blocks: pd.Series, all_blocks: pd.Series) -> np.ndarray:
-    """Areas of marks that grow evenly with the number of blocks; all alike where they do."""
+    """Return areas of marks that grow linearly with the number of blocks; equal if that is."""
     low, high = all_blocks.min(), all_blocks.max()
     if not low < high:
         return np.full(len(blocks), 36.0)
@@ -100,10 +97,51 @@ def areas(blocks: pd.Series, all_blocks: pd.Series) -> np.ndarray:
 
 
 def _sizes(blocks: pd.Series) -> list[tuple[str, float]]:
-    """The fewest and the most blocks and one number between, with their marks' diameters."""
+    """Return the fewest and the most blocks and one number between, with the marks' diameters."""
     known = sorted(blocks.dropna().unique())
     if len(known) < 2:
         return []
     shown = pd.Series(sorted({known[0], known[len(known) // 2], known[-1]}))
     names = [f"{count:.0f}" for count in shown]
     return list(zip(names, np.sqrt(areas(shown, blocks)), strict=True))
+
+
+def _caption(analysis: Analysis) -> str:
+    mark = (
+        "a mean over seeds, with a line to each run"
+        if (analysis.front["runs"] > 1).any()
+        else "a run"
+    )
+    return (
+        f"{analysis.aim.title} against seconds per epoch. A mark: {mark}; colour and shape: the "
+        f"transform; {_blocks(analysis.front)}. The line joins the configurations that no other "
+        f"beats in both. {_workers(analysis.weighed)}"
+    )
+
+
+def _blocks(found: pd.DataFrame) -> str:
+    known = found["blocks"].dropna().unique()
+    if len(known) > 1:
+        return "area: the number of blocks"
+    return f"all have {plain(known[0])} blocks" if len(known) else "the blocks are not recorded"
+
+
+def _workers(runs: pd.DataFrame) -> str:
+    """Say what the times mean, given how many trials shared the machine."""
+    workers = runs["workers"]
+    if workers.isna().any():
+        return "How many trials ran at a time is not recorded."
+    if workers.max() > 1:
+        return f"Up to {workers.max():.0f} trials shared the machine: compare times here only."
+    return "No two trials ran at a time."
+
+
+PARETO = Plot(
+    "pareto",
+    "results",
+    pareto,
+    _caption,
+    lambda analysis: (
+        "" if len(analysis.front) else f"runs with {small(analysis.aim.title)} and a time"
+    ),
+)

@@ -1,6 +1,5 @@
 """Figure of how far generated images are from test images, in each extractor's features."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 from matplotlib.lines import Line2D
 
-from flowbench.report import style
-from flowbench.report.extractors import Extractor
+from flowbench.report.analysis import Analysis
+from flowbench.report.figures import style
+from flowbench.report.figures.style import Plot
+from flowbench.report.runs import Extractor
+from flowbench.schema import TRANSFORM
 
 _WIDE = 30.0  # ratio of the largest to the smallest value beyond which an axis is logarithmic
 
@@ -21,18 +23,15 @@ def _mark(**look: Any) -> Line2D:
 
 
 @style.context()
-def fidelity(found: Sequence[Extractor]) -> Figure:
-    """FID, KID, and precision against recall; a row of panels an extractor.
-
-    Args:
-        found: Extractors with their runs; their values share no axis.
-    """
-    counts = [extractor.runs["transform"].nunique() for extractor in found]
+def fidelity(analysis: Analysis) -> Figure:
+    """Draw FID, KID, and precision against recall; a row of panels per extractor."""
+    found = analysis.best_extractors
+    counts = [extractor.runs[TRANSFORM].nunique() for extractor in found]
     heights = [0.95 + max(1.1, 0.26 * count) for count in counts]
     figure = Figure(figsize=(style.PAGE, 0.3 + sum(heights)), layout="constrained")
     rows = figure.subfigures(len(found), squeeze=False, height_ratios=heights).flatten()
     for row, extractor in zip(rows, found, strict=True):
-        row.suptitle(f"{extractor.named}: {extractor.counts}", fontsize="medium")
+        row.suptitle(f"{extractor.name}: {extractor.counts}", fontsize="medium")
         fid, kid, both = row.subplots(1, 3, width_ratios=[1, 1, 0.9])
         _dots(fid, extractor, "fid")
         _dots(kid, extractor, "kid")
@@ -54,11 +53,11 @@ def fidelity(found: Sequence[Extractor]) -> Figure:
 
 
 def _dots(axes: Axes, extractor: Extractor, score: str) -> None:
-    """Every run of each transform on a line of its own, their mean, and the floor across."""
+    """Draw every run of each transform on a line of its own, their mean, and the floor."""
     values = extractor.column(score)
-    looks = style.looks(extractor.runs["transform"])
+    looks = style.looks(extractor.runs[TRANSFORM])
     for row, (name, look) in enumerate(looks.items()):
-        own = values[extractor.runs["transform"] == name]
+        own = values[extractor.runs[TRANSFORM] == name]
         axes.plot([own.mean()] * 2, [row - 0.3, row + 0.3], color=look.colour, linewidth=2)
         axes.plot(own, [row] * len(own), look.marker, color=look.colour, mfc="none", markersize=5)
     floor = extractor.column(f"{score}_floor").mean()
@@ -82,11 +81,30 @@ def _precision_recall(axes: Axes, extractor: Extractor) -> None:
     if precision.isna().all():
         axes.set_visible(False)
         return
-    for name, look in style.looks(extractor.runs["transform"]).items():
-        own = extractor.runs["transform"] == name
+    for name, look in style.looks(extractor.runs[TRANSFORM]).items():
+        own = extractor.runs[TRANSFORM] == name
         axes.plot(recall[own], precision[own], look.marker, color=look.colour, mfc="none", ms=5)
         axes.plot(recall[own].mean(), precision[own].mean(), look.marker, color=look.colour, ms=3)
     floor = (extractor.column(f"{score}_floor").mean() for score in ("recall", "precision"))
     axes.plot(*floor, "*", color=style.GREY, markersize=7, zorder=1)
     axes.set(xlabel=f"Recall ({extractor.suffix})", ylabel=f"Precision ({extractor.suffix})")
     axes.margins(0.15)
+
+
+def _caption(analysis: Analysis) -> str:
+    runs = pd.concat([extractor.runs for extractor in analysis.best_extractors])
+    best = "the best configuration of each transform; " if analysis.varied else ""
+    return (
+        "Generated against test images in an extractor's features; FID and KID are better the "
+        f"lower. Floor: training images in place of generated ones. Shown: {best}"
+        f"{analysis.counts(runs)}"
+    )
+
+
+FIDELITY = Plot(
+    "fidelity",
+    "results",
+    fidelity,
+    _caption,
+    lambda analysis: "" if analysis.best_extractors else "scores of generated images",
+)
