@@ -189,7 +189,7 @@ MACHINE = [column.name for column in COLUMNS.values() if column.kind == "machine
 TIMES = [SECONDS, "images_per_second", "training_seconds", "load"]
 """What counts only for a run that had the machine to itself."""
 
-_NOT_SETTINGS = {"name", SEED, "data.root"}
+_NOT_SETTINGS = {"name", SEED, "data.root", "trainer"}
 _UNTIMED = {NOISE, "data.noise_std", EPOCHS, "trainer.max_steps", "optim.lr", "optim.betas"}
 _UNTIMED |= {f"optim.{name}" for name in ("weight_decay", "warmup_epochs", "min_lr")}
 _LABELS = {

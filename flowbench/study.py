@@ -3,12 +3,12 @@
 import hashlib
 import itertools
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flowbench import schema
 from flowbench.config import Experiment, build, flat, read_yaml
 from flowbench.errors import UsageError
 from flowbench.space import LIST, Choice, Range, check, merge, parts, put, read_space
@@ -47,10 +47,6 @@ NOT_FREE = {
     **dict.fromkeys(set(OPTIONAL) - set(BY_SCALE), "it stands beside scales and holds for all"),
 }
 """What neither base, space nor a scale may set, and why."""
-OBJECTIVE = re.compile(
-    r"(train|val|test)/(loss|prior|logdet|bpd)|test/(nll|bpd_iw)|bayes/(accuracy|ece)"
-    r"|(val/)?fid_\w+|(kid|precision|recall|agreement)_\w+|seconds_per_epoch|images_per_second"
-)
 
 
 @dataclass(frozen=True)
@@ -209,7 +205,7 @@ def _objectives(given: Any) -> dict[str, str]:
     valid = "a metric and its direction, as val/loss: minimize"
     check(isinstance(given, dict) and bool(given), "objectives", given, valid)
     for metric, direction in given.items():
-        if not OBJECTIVE.fullmatch(str(metric)):
+        if not schema.is_objective(str(metric)):
             known = "a metric, as val/loss, test/bpd, seconds_per_epoch or fid_digits"
             raise UsageError(f"unknown objective {metric}: valid is {known}")
         directions = ("minimize", "maximize")

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1] / "flowbench"
 LAYERS = [
     ["errors"],
     ["terminal", "means", "config", "space"],
+    ["schema"],
     ["study"],
     ["kernels"],
     ["transforms", "orders", "evaluation.likelihood"],
@@ -29,7 +30,7 @@ LAYERS = [
 """Lowest first; a module imports from its own package and from the layers below."""
 
 ONLY = {
-    "matplotlib": ["report"],
+    "matplotlib": ["report", "bench.bars"],
     "optuna": ["sweep"],
     "mlflow": ["tracking"],
     "torch_fidelity": ["evaluation"],

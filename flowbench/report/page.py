@@ -11,7 +11,7 @@ from typing import Literal
 import pandas as pd
 
 from flowbench.report import tables
-from flowbench.report.analysis import SHARED, Analysis
+from flowbench.report.analysis import Analysis
 from flowbench.report.claims import RULES, UNCORRECTED, Claim, claims
 from flowbench.report.document import Block, Code, Folded, Heading, Paragraph, Picture
 from flowbench.report.figures import FIGURES, style
@@ -181,8 +181,8 @@ def _mean(best: pd.DataFrame, name: str, metric: str) -> float:
     return over_seeds(best[best[TRANSFORM] == name], metric)[0]
 
 
-def _interval(ends: str, count: int, noun: str = "seed") -> str:
-    return ends if "no interval" in ends else f"95 % interval {ends}, {counted(count, noun)}"
+def _interval(ends: str, seeds: int) -> str:
+    return ends if "no interval" in ends else f"95 % interval {ends}, {counted(seeds, 'seed')}"
 
 
 def _effect(analysis: Analysis) -> Iterator[str]:
@@ -218,13 +218,10 @@ def _times(analysis: Analysis, transform: str) -> Iterator[str]:
     wanted = {name: r for name, r in analysis.time_ratios.items() if r.n and name.startswith(own)}
     if wanted:
         name, ratio = list(wanted.items())[-1]
-        noun = "seed" if analysis.rounds.empty else "round"
-        yield (
-            f"An epoch of {name} takes {number(ratio.mean, 2)} times affine's "
-            f"({_interval(limits(ratio, 2), ratio.n, noun)})."
-        )
+        times = f"{number(ratio.mean, 2)} times affine's"
+        yield f"An epoch of {name} takes {times} ({limits(ratio, 2)})."
     elif analysis.shared:
-        yield f"Times are not compared: {SHARED}."
+        yield "Times are not compared: the trials shared the machine (make sweep-timing)."
 
 
 def _all_times(analysis: Analysis) -> str:

@@ -208,7 +208,9 @@ def standing_for(table: pd.DataFrame, runs: pd.DataFrame) -> pd.DataFrame:
     both = [name for name in schema.settings(table.columns) if name in runs]
     keys = [name for name in both if schema.is_timed(name)]
     keys += [name for name in ("device", "kernels", "precision") if name in runs and name in table]
-    return table.merge(finished(runs)[keys].drop_duplicates(), on=keys)[list(table.columns)]
+    wanted = set(finished(runs)[keys].map(plain).itertuples(index=False, name=None))
+    rows = table[keys].map(plain).itertuples(index=False, name=None)
+    return table[[row in wanted for row in rows]]
 
 
 @dataclass(frozen=True)

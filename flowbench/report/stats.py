@@ -148,7 +148,7 @@ def fences(values: pd.Series) -> tuple[float, float]:
 
 
 def without_outliers(history: pd.DataFrame, metrics: Sequence[str]) -> tuple[pd.DataFrame, str]:
-    """Blank the epochs' outliers, and say which: nothing is left out in silence.
+    """Blank the epochs' outliers, and say so.
 
     A single image can drive the loss of one epoch to 10⁸; a scale with that value shows no other.
 
@@ -157,18 +157,25 @@ def without_outliers(history: pd.DataFrame, metrics: Sequence[str]) -> tuple[pd.
         metrics: The columns to look at.
 
     Returns:
-        The history without them, and a sentence that lists them; empty where there are none.
+        The history without them, and a sentence that counts them and gives the largest; empty
+        where there are none.
     """
     kept = history.copy()
-    listed = []
+    found: list[tuple[float, str]] = []
     for metric in metrics:
         values = history[metric]
         low, high = fences(values)
         far = (values < low) | (values > high)
         kept.loc[far, metric] = math.nan
-        listed += [
-            f"{row[metric]:.3g} ({metric}, {row[TRANSFORM]} seed {row[SEED]:.0f}, "
-            f"epoch {row['epoch']:.0f})"
+        found += [
+            (
+                abs(row[metric]),
+                f"{row[metric]:.3g} ({metric}, {row[TRANSFORM]} seed {row[SEED]:.0f}, "
+                f"epoch {row['epoch']:.0f})",
+            )
             for _, row in history[far].iterrows()
         ]
-    return kept, f"Off the scale and not drawn: {'; '.join(listed)}." if listed else ""
+    if not found:
+        return kept, ""
+    count = f"{len(found)} outlier" + "s, the largest" * (len(found) > 1)
+    return kept, f"Not drawn: {count} {max(found)[1]}."

@@ -92,7 +92,10 @@ def samples(store: Store, runs: pd.DataFrame) -> dict[str, np.ndarray[Any, Any]]
     """
     kinds = {SAMPLES: ""} | {f"{variant}.npy": f"/{variant}" for variant in VARIANTS}
     found = {}
-    finished = runs[runs["status"] == "finished"].sort_values("val/loss")
+    finished = runs[runs["status"] == "finished"]
+    finished = finished.reindex(
+        columns=[*finished.columns.difference(["val/loss"]), "val/loss"]
+    ).sort_values("val/loss")
     protocol = list(filter(schema.is_protocol, schema.settings(finished)))
     differing = [name for name in protocol if finished[name].nunique(dropna=False) > 1]
     with one_line_errors(store.uri):

@@ -122,14 +122,11 @@ def _caption(across: str, analysis: Analysis) -> str:
         )
     if seconds is not None:
         load = number(table["load"].median(), 1)
-        parts.append(
-            f"seconds per epoch ({seconds.fixed}), median and quartiles over rounds of "
-            f"{table['run_id'].nunique()} flows (load average {load})"
-        )
+        fixed = "" if quality and quality.fixed == seconds.fixed else f" ({seconds.fixed})"
+        parts.append(f"seconds per epoch{fixed}, median and quartiles over rounds (load {load})")
     text = "; ".join(parts)
-    faint = "Faint marks: single runs and rounds."
     level = " Level: affine, which has no bins." if across == "bins" else ""
-    return f"{text[:1].upper()}{small(text)[1:]}. {faint}{level}"
+    return f"{text[:1].upper()}{small(text)[1:]}. Faint: single runs and rounds.{level}"
 
 
 def _missing(across: str, analysis: Analysis) -> str:

@@ -113,9 +113,8 @@ def _caption(analysis: Analysis) -> str:
         else "a run"
     )
     return (
-        f"{analysis.aim.title} against seconds per epoch. A mark: {mark}; colour and shape: the "
-        f"transform; {_blocks(analysis.front)}. The line joins the configurations that no other "
-        f"beats in both. {_workers(analysis.weighed)}"
+        f"{analysis.aim.title} against seconds per epoch, and the front that no configuration "
+        f"beats. A mark: {mark}; {_blocks(analysis.front)}. {_workers(analysis.weighed)}"
     )
 
 

@@ -151,16 +151,17 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def legend_below(figure: Figure, columns: int = 4, title: str | None = None) -> None:
-    """Put one legend with every label of the panels below them, where it covers nothing."""
+    """Put one legend with every label of the panels below them, in as many columns as fit."""
     known: dict[str, Any] = {}
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
         known |= dict(zip(labels, handles, strict=True))
+    width = 0.5 + 0.065 * max(map(len, known))  # inches of the longest entry
     figure.legend(
         list(known.values()),
         list(known),
         loc="outside lower center",
-        ncols=min(columns, len(known)),
+        ncols=max(1, min(columns, len(known), int(figure.get_figwidth() / width))),
         title=title,
     )
 

@@ -107,9 +107,8 @@ def census(trials: pd.DataFrame) -> str:
 
 def _caption(analysis: Analysis) -> str:
     return (
-        "The value of each trial in the order in which they were queued; line: the best so far of "
-        "the complete ones. A pruned trial has its value when it was stopped; a failed one has "
-        f"none. {census(analysis.recorded.search['trials'])}"
+        "The value of each trial in their order; line: the best so far. A pruned trial has its "
+        f"value when it was stopped. {census(analysis.recorded.search['trials'])}"
     )
 
 
