@@ -135,7 +135,8 @@ def run(
     try:
         with keep.handling_signals(), store.closing(run_id) if recording else nullcontext():
             if recording:
-                store.describe(run_id, experiment, facts(module.flow))
+                device = trainer.strategy.root_device
+                store.describe(run_id, experiment, facts(module.flow, experiment, device))
             lines = EpochLines(label or experiment.model.transform)
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
             callbacks += _callbacks(module, store, run_id, clock, lines, judged, data.splits)
@@ -316,15 +317,23 @@ def known_warnings() -> Iterator[None]:
         yield
 
 
-def facts(flow: Flow) -> dict[str, Any]:
-    """What the configuration does not say outright."""
-    cuda = torch.cuda.is_available()
+def facts(flow: Flow, experiment: Experiment, device: torch.device) -> dict[str, Any]:
+    """Gather what the configuration does not say outright, and the machine that trains.
+
+    Args:
+        flow: The flow, on the CPU or where it trains.
+        experiment: Its configuration.
+        device: Where it trains.
+    """
+    cuda = device.type == "cuda"
     return {
         "bins": getattr(flow.blocks[0].transform, "bins", ""),
         "classes": flow.classes,
         "parameters": sum(parameter.numel() for parameter in flow.parameters()),
-        "device": torch.cuda.get_device_name() if cuda else processor(),
+        "device": torch.cuda.get_device_name(device) if cuda else processor(),
         "threads": torch.get_num_threads(),
+        "precision": experiment.trainer.get("precision") or "32-true",
+        "kernels": "none" if cuda else flow.kernels(experiment.compile),
     }
 
 

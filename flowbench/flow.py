@@ -16,7 +16,7 @@ from flowbench.decoding import SEQUENTIAL, Conditioner, Decoded, Decoding, Guida
 from flowbench.errors import UsageError
 from flowbench.orders import Order, alternate
 from flowbench.transforms import parse
-from flowbench.transforms.base import Elementwise
+from flowbench.transforms.base import Elementwise, kernels
 from flowbench.vit import CausalTransformer
 
 
@@ -191,6 +191,18 @@ class Flow(nn.Module):
             )
             for i in range(blocks)
         )
+
+    def kernels(self, compiled: bool = False) -> str:
+        """Name the hand-written kernels of a training step, such as ``layer rqs``; or ``none``.
+
+        Args:
+            compiled: Whether torch compiles the flow, which replaces the layers' kernel.
+        """
+        network = self.blocks[0].network
+        x = network.pos_embed.new_empty(1, 1, network.width)
+        fused = not compiled and any(layer.has_kernel(x) for layer in network.layers)
+        names = (["layer"] if fused else []) + [*kernels(self.blocks[0].transform, x)]
+        return " ".join(names) or "none"
 
     def forward(self, images: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map images to noise.

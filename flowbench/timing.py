@@ -89,7 +89,9 @@ def measure(study: StudyFile, store: Store, parent: str) -> None:
                 open_runs.enter_context(store.closing(run_id))
                 images = data(point.experiment.data, point.experiment.seed)
                 timed.append(_timed(point, images, run_id))
-                store.describe(run_id, point.experiment, facts(timed[-1].module.flow))
+                device = make_trainer(point.experiment).strategy.root_device
+                about = facts(timed[-1].module.flow, point.experiment, device)
+                store.describe(run_id, point.experiment, about)
             if 0 < done < rounds:
                 _round(timed, done, None)
             for number in range(done + 1, rounds + 1):

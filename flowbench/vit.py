@@ -107,10 +107,14 @@ class Layer(nn.Module):
         self.mlp = MLP(width, expansion, activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        """All tokens at once; x ``[B, T, C]`` -> ``[B, T, C]``."""
-        if fused.fits(x, self.kind):
+        """Run over all tokens at once; x ``[B, T, C]`` -> ``[B, T, C]``."""
+        if self.has_kernel(x):
             return fused.layer(x, self.kind, self.maps())
         return self.plain(x)
+
+    def has_kernel(self, x: Tensor) -> bool:
+        """Return whether the hand-written kernel runs this layer over such tokens."""
+        return fused.fits(x, self.kind)
 
     def plain(self, x: Tensor) -> Tensor:
         """The same by torch's own operations."""
@@ -242,6 +246,7 @@ class CausalTransformer(nn.Module):
             hidden=self.expansion * self.width,
             outputs=last.out_features,
             tanh=ACTIVATIONS[self.activation] == "tanh",
+            eps=self.layers[0].attention.norm.eps if len(self.layers) else 0.0,
         )
         if not fits(sizes, first.weight):
             return None

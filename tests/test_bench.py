@@ -370,8 +370,13 @@ def test_a_subject_is_measured_and_recorded(
 
     monkeypatch.setitem(subjects.MEASURED, "train", rows)
     monkeypatch.setattr(precision, "rows", lambda: rows(1))
+    monkeypatch.setattr(ablation, "training", rows)
     assert main(["bench", "train", f"--results={tmp_path}"]) == 0
-    names = ["train.csv", "train.png", "train-quality.csv", "train-quality.png"]
+    names = [
+        f"{name}.{kind}"
+        for name in ("train", "train-kernels", "train-quality")
+        for kind in ("csv", "png")
+    ]
     assert {path.name for path in (tmp_path / "bench").iterdir()} == {*names}
     assert capsys.readouterr().out.splitlines()[-1] == str(tmp_path / "bench" / names[-1])
     assert pd.read_csv(tmp_path / "bench" / "train.csv")["repeats"].tolist() == [5]

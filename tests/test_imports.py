@@ -47,7 +47,7 @@ PURE = [
     "evaluation.likelihood",
     "means",
 ]
-LIGHT = ["errors", "terminal", "config", "space", "study", "__main__"]
+LIGHT = ["errors", "terminal", "config", "schema", "space", "study", "__main__"]
 
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

@@ -1,6 +1,8 @@
 """The kernels in C against torch's own operations, which are their oracle."""
 
 import copy
+import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,8 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from flowbench.errors import UsageError
+from flowbench.flow import Flow
+from flowbench.kernels import build
 from flowbench.kernels import layer as fused
 from flowbench.kernels import rqs as kernel
+from flowbench.kernels.build import only
 from flowbench.transforms.rqs import RationalQuadraticSpline
 from flowbench.vit import CausalTransformer, Layer
 
@@ -302,3 +308,82 @@ def threads(count: int) -> Iterator[None]:
     torch.set_num_threads(count)
     yield
     torch.set_num_threads(before)
+
+
+# Which kernels run
+
+
+FLOW: dict[str, Any] = {"shape": (1, 8, 8), "blocks": 1, "layers": 1, "width": 64}
+
+
+def test_a_flow_names_the_kernels_of_its_training_step() -> None:
+    assert Flow(**FLOW, transform="affine").kernels() == "layer"
+    assert Flow(**FLOW, transform="affine+rqs-8").kernels() == "layer rqs"
+    assert Flow(**FLOW, transform="rqs-8").kernels(compiled=True) == "rqs"
+    assert Flow(**FLOW, transform="rqs-8").double().kernels() == "none"
+    assert Flow(**FLOW, transform="rqs-8", heads=8).kernels() == "rqs"
+    assert Flow(**FLOW, transform="rqs-200").kernels() == "layer"
+
+
+@pytest.mark.parametrize("names", [(), ("layer",), ("rqs",), ("layer", "rqs"), ("step",)])
+def test_kernels_can_be_switched_off_one_by_one(names: tuple[str, ...]) -> None:
+    with only(*names):
+        flow = Flow(**FLOW, transform="rqs-8")
+        used = [name for name in names if name != "step"]
+        assert flow.kernels() == (" ".join(used) or "none")
+        packed = flow.blocks[0].network.cache(1).packed
+        assert (packed is not None) == ("step" in names)
+    assert Flow(**FLOW, transform="rqs-8").kernels() == "layer rqs"
+
+
+@pytest.mark.parametrize(
+    ("value", "kernels"),
+    [("0", "none"), ("rqs", "rqs"), ("rqs, layer", "layer rqs"), ("step", "none")],
+)
+def test_the_environment_selects_kernels(value: str, kernels: str) -> None:
+    code = "from flowbench.flow import Flow; print(Flow((1, 8, 8), transform='rqs-8').kernels())"
+    environment = {**os.environ, "FLOWBENCH_NATIVE": value}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == kernels
+
+
+def test_an_unknown_kernel_is_an_error_that_lists_the_valid(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FLOWBENCH_NATIVE", "layer,spline")
+    build._from_environment.cache_clear()
+    with pytest.raises(UsageError, match="FLOWBENCH_NATIVE = 'layer,spline' is not valid: 0 for"):
+        build.selected()
+    monkeypatch.undo()
+    build._from_environment.cache_clear()
+
+
+def test_the_private_operator_of_torch_is_where_it_was() -> None:
+    if platform.machine() not in ("x86_64", "AMD64") or not torch.backends.mkldnn.is_available():
+        pytest.skip("oneDNN is used on x86 only")
+    message = "this torch has no torch.ops.mkldnn._linear_pointwise: layers train more slowly"
+    assert fused.ONEDNN, message
+    x, weight, bias = torch.randn(3, 5, 16), torch.randn(8, 16), torch.randn(8)
+    expected = torch.nn.functional.linear(x, weight, bias)
+    torch.testing.assert_close(fused._product(x, weight, bias), expected)
+
+
+def test_the_step_kernel_uses_the_eps_of_the_network() -> None:
+    outputs = []
+    for eps in (1e-5, 1.0):
+        torch.manual_seed(0)
+        network = CausalTransformer(tokens=4, features=2, outputs=3, width=32, layers=2)
+        torch.nn.init.normal_(network.proj_out.weight)
+        for module in network.modules():
+            if isinstance(module, torch.nn.LayerNorm):
+                module.eps = eps
+        x, embedding = torch.ones(2, 1, 2), network.pos_embed.expand(2, -1, -1)
+        with torch.no_grad():
+            kernel_out = network.step(x, embedding, network.cache(2), 0)
+            with only():
+                plain_out = network.step(x, embedding, network.cache(2), 0)
+        torch.testing.assert_close(kernel_out, plain_out, atol=1e-5, rtol=1e-5)
+        outputs.append(kernel_out)
+    assert not torch.allclose(*outputs)

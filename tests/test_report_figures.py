@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tiny
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from reports import EPOCHS, PLANTED, RUN, SEEDS, among, analysis, changed, sweep, tables
@@ -356,6 +357,18 @@ def test_the_spline_goes_through_its_knots_with_its_slopes() -> None:
     (line,) = (x for x in spline().axes[0].get_lines() if x.get_label() == "spline, K = 3")
     at, values = np.asarray(line.get_xdata()), np.asarray(line.get_ydata())
     np.testing.assert_allclose(np.interp(KNOTS_X, at, values), KNOTS_Y, atol=1e-6)
+
+
+def test_the_drawn_spline_is_that_of_zuko() -> None:
+    zuko = pytest.importorskip("zuko")
+    oracle = zuko.transforms.MonotonicRQSTransform(torch.zeros(3), torch.zeros(3), torch.zeros(2))
+    knots = (torch.tensor(values, dtype=torch.float64) for values in (KNOTS_X, KNOTS_Y, SLOPES))
+    oracle.horizontal, oracle.vertical, oracle.derivatives = knots
+    x = torch.linspace(-5, 5, 1000, dtype=torch.float64)
+    z, log_slope = oracle.call_and_ladj(x)
+    own_z, own_slope = evaluate(x.numpy())
+    np.testing.assert_allclose(own_z, z, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(np.log(own_slope), log_slope, rtol=0, atol=1e-12)
 
 
 def test_looks_are_distinct_and_known_transforms_keep_theirs() -> None:

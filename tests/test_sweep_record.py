@@ -194,7 +194,7 @@ def test_a_sweep_leaves_both_also_where_it_is_interrupted(
     assert "importances" not in found  # one seed, so that one parameter varies
     assert tables.objectives(run) == {"val/loss": "minimize"}
     runs, _ = tables.read(store, tables.children(store, run.info.run_id))
-    assert dict(zip(runs["transform"], runs["trial"], strict=True)) == {
+    assert dict(zip(runs["model.transform"], runs["trial"], strict=True)) == {
         "affine": 0,
         "additive": 1,
     }

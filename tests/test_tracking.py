@@ -15,6 +15,7 @@ import tiny
 import yaml
 from PIL import Image
 
+from flowbench import config
 from flowbench.config import build
 from flowbench.errors import UsageError
 from flowbench.experiment import Record, run
@@ -81,7 +82,11 @@ def test_a_record_has_the_last_value_of_every_metric(store: Store, record: Recor
 def test_tables_hold_a_row_a_run_and_a_row_an_epoch(store: Store, record: Record) -> None:
     runs, history = tables.read(store, [store.get(record.run_id)])
     (row,) = runs.to_dict("records")
-    assert (row["transform"], row["bins"], row["epochs"]) == ("rqs-4", 4, 2)
+    assert (row["model.transform"], row["bins"], row["trainer.max_epochs"]) == ("rqs-4", 4, 2)
+    assert (row["kernels"], row["precision"]) == (record.flow.kernels(), "32-true")
+    assert {name for name in row if name.startswith("optim.")} == {
+        name for name in config.options() if name.startswith("optim.")
+    }
     assert row["status"] == "finished"
     assert row["test/bpd"] == record.metrics["test/bpd"]
     assert list(history["epoch"]) == [1, 2]

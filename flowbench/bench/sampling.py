@@ -29,7 +29,7 @@ def rows(repeats: int) -> Iterator[dict[str, Any]]:
     flows = {transform: random_flow(transform) for transform in TRANSFORMS}
     plain = TarFlow.of(flows["affine"])
     for batch in BATCHES:
-        z, y = _noise(flows["affine"], batch)
+        z, y = noise(flows["affine"], batch)
         cases: dict[str, Callable[[], Tensor]] = {BASELINE: partial(plain.inverse, z, y)}
         for precision in PRECISIONS:
             for transform, flow in flows.items():
@@ -56,7 +56,8 @@ def rows(repeats: int) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _noise(flow: Flow, batch: int) -> tuple[Tensor, Tensor]:
+def noise(flow: Flow, batch: int) -> tuple[Tensor, Tensor]:
+    """Draw the noise of so many images, and give them labels in turn."""
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(batch, flow.tokens, flow.features, generator=generator)
     return z.to(device()), torch.arange(batch, device=device()) % flow.classes

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from flowbench.bench import (
+    ablation,
     decoding,
     precision,
     reporting,
@@ -47,4 +48,7 @@ def tables(
         return
     yield subject, MEASURED[subject](repeats)
     if subject == "train":
+        yield "train-kernels", ablation.training(repeats)
         yield "train-quality", precision.rows()
+    if subject == "sample":
+        yield "sample-kernels", ablation.sampling(repeats)

@@ -1,6 +1,6 @@
 """One step of training: TarFlow's way, and flows of several transforms and precisions."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -99,16 +99,15 @@ def digits(count: int) -> Batch:
     return train.pixels[:count].to(device()), train.labels[:count].to(device())
 
 
-def experiment(transform: str) -> Experiment:
+def experiment(transform: str, model: Mapping[str, Any] = MODEL) -> Experiment:
     """Build the experiment whose steps are measured."""
-    model = {"transform": transform, **MODEL}
-    return build({"model": model, "data": {"batch": BATCH}})
+    return build({"model": {"transform": transform, **model}, "data": {"batch": BATCH}})
 
 
-def step(case: Case, batch: Batch) -> Callable[[], None]:
+def step(case: Case, batch: Batch, model: Mapping[str, Any] = MODEL) -> Callable[[], None]:
     """Make a case's training step, as Lightning would run it under its precision."""
     torch.manual_seed(0)
-    module = FlowModule(experiment(case.transform), SHAPE, CLASSES).to(device())
+    module = FlowModule(experiment(case.transform, model), SHAPE, CLASSES).to(device())
     if case.compile:
         module.flow.compile()
 

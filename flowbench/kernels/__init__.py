@@ -1,5 +1,11 @@
-"""What is worth writing by hand for the CPU, in C; torch's own operations are the oracle of each.
+"""Kernels in C for the CPU; torch's own operations are the oracle of each.
 
-A program without a C compiler does without, with the same results. The environment variable
-FLOWBENCH_NATIVE=0 leaves the kernels out.
+``layer`` runs a transformer layer in training, ``rqs`` the spline, ``step`` a token in sampling. A
+machine without a C compiler uses torch's operations, with the same results in more time; each run
+records which kernels it used.
+
+Layout: the spline's kernel wants features innermost: raw parameters as ``[P, n]``, one contiguous
+plane per parameter. ``CausalTransformer`` therefore computes its head as (outputs × tokens), whose
+view ``[B, T, outputs]`` has the tokens innermost in memory, and ``RationalQuadraticSpline`` takes
+these planes without a copy.
 """

@@ -1,4 +1,4 @@
-"""C files as libraries: compiled at first use for the machine's own processor, then kept."""
+"""C files as libraries: compiled at first use for this machine's processor, then kept."""
 
 import ctypes
 import hashlib
@@ -6,6 +6,8 @@ import os
 import platform
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,24 +15,65 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowbench.errors import UsageError
+
 HERE = Path(__file__).parent
+KERNELS = ("layer", "rqs", "step")
+CONSTANTS = {"LANES": 16, "PANEL": 32, "TILE": 60, "MAX_BINS": 128}
+"""Sizes that Python and C share: floats of a vector, columns of packed weights, sequences that go
+through a network together, bins of a spline."""
 OPENMP = ["-fopenmp"]
-"""Its library is torch's own where that is loaded, and so are the threads: two pools would wait for
-each other's places on the processor."""
+"""Its library is torch's own where that is loaded, so both share one pool of threads."""
 FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared"]
+FLAGS += [f"-D{name}={value}" for name, value in CONSTANTS.items()]
+
+_only: tuple[str, ...] | None = None
+
+
+def selected() -> tuple[str, ...]:
+    """Return the kernels that may be used: all, or those that FLOWBENCH_NATIVE lists.
+
+    Raises:
+        UsageError: The environment variable names an unknown kernel.
+    """
+    return _from_environment() if _only is None else _only
 
 
 @cache
+def _from_environment() -> tuple[str, ...]:
+    value = os.environ.get("FLOWBENCH_NATIVE", ",".join(KERNELS))
+    names = () if value == "0" else tuple(name.strip() for name in value.split(","))
+    for name in names:
+        if name not in KERNELS:
+            valid = f"0 for none, or some of {','.join(KERNELS)}"
+            raise UsageError(f"FLOWBENCH_NATIVE = {value!r} is not valid: {valid}")
+    return names
+
+
+@contextmanager
+def only(*names: str) -> Iterator[None]:
+    """Use these kernels and no others inside, by flows that are built and run there."""
+    global _only
+    before, _only = _only, names
+    try:
+        yield
+    finally:
+        _only = before
+
+
 def library(name: str) -> ctypes.CDLL | None:
-    """Load ``name.c``, which the first call on a machine compiles, in some seconds.
+    """Load ``name.c``; the first call on a machine compiles it, in some seconds.
 
     Returns:
-        The library; None where there is no C compiler, or the environment says so.
+        The library; None where there is no C compiler, or the kernel is not selected.
     """
-    if os.environ.get("FLOWBENCH_NATIVE") == "0":
-        return None
+    return _load(name) if name in selected() else None
+
+
+@cache
+def _load(name: str) -> ctypes.CDLL | None:
     compiler, source = os.environ.get("CC", "cc"), HERE / f"{name}.c"
-    # Built for this very processor: another machine that shares the directory builds its own.
+    # Built for this processor: another machine that shares the directory builds its own.
     features = [
         line for line in _processor().splitlines() if line.startswith(("flags", "Features"))
     ]
@@ -65,16 +108,22 @@ def _compile(compiler: str, source: Path, path: Path) -> None:
 
 
 def threads(n: int, grain: int) -> int:
-    """As many threads as torch would use for n things, of which fewer than grain are worth none."""
+    """Return as many threads as torch would use for n items, at least ``grain`` items each."""
     return max(1, min(torch.get_num_threads(), n // grain))
 
 
-def call(name: str, function: str, *arguments: Any) -> int:
-    """Call a function of ``name.c``: tensors go as pointers, floats as such, ints and bools as int.
+def fills_vectors(width: int, heads: int, hidden: int) -> bool:
+    """Return whether channels, those of a head and those of the MLP are whole vectors."""
+    lanes = CONSTANTS["LANES"]
+    return all(n % lanes == 0 for n in (width, width // heads, hidden))
 
-    What is anything else goes as it is, and so has to be one of ctypes' types.
+
+def call(name: str, function: str, *arguments: Any) -> int:
+    """Call a function of ``name.c``: tensors are passed as pointers, numbers as they are.
+
+    Any other argument has to be of a ctypes type.
     """
-    return getattr(library(name), function)(*map(_plain, arguments))
+    return getattr(_load(name), function)(*map(_plain, arguments))
 
 
 def _plain(argument: Any) -> Any:

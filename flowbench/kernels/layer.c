@@ -1,7 +1,7 @@
 /* What a transformer layer computes between its linear maps, forward and backward, for training.
 
    Each function is one pass over memory, where torch takes several: what bounds these operations is
-   how often a number is fetched, not what is done with it. Activations are float32 or, if `half`,
+   how often a number is fetched, not what is done with it. Activations are float32 or, if `bf16`,
    bfloat16; the residual stream, parameters' gradients and all sums are float32. Widths are
    multiples of LANES. Sums over all rows come for each thread by itself, to be added up in order:
    the same threads give the same bits. */
@@ -12,8 +12,8 @@
 #define PART(n, i, parts) ((n) * (i) / (parts)) /* where the i-th of so many parts begins */
 
 /* n activations as float32: where they are, or widened into `room`. */
-static const float *widened(const void *from, long at, int n, int half, float *room) {
-    if (!half) return (const float *)from + at;
+static const float *widened(const void *from, long at, int n, int bf16, float *room) {
+    if (!bf16) return (const float *)from + at;
     const uint16_t *bits = (const uint16_t *)from + at;
     for (int j = 0; j < n; j++) {
         const uint32_t wide = (uint32_t)bits[j] << 16;
@@ -23,8 +23,8 @@ static const float *widened(const void *from, long at, int n, int half, float *r
 }
 
 /* Where activations that leave can be computed; `round_to` brings them to their place then. */
-static float *target(void *to, long at, int half, float *room) {
-    return half ? room : (float *)to + at;
+static float *target(void *to, long at, int bf16, float *room) {
+    return bf16 ? room : (float *)to + at;
 }
 
 static void round_to(void *to, long at, int n, const float *row) { /* to nearest, ties to even */
@@ -40,13 +40,13 @@ static void round_to(void *to, long at, int n, const float *row) { /* to nearest
 /* ---- GELU ---- */
 
 /* out = GELU(x), and x becomes GELU'(x): all that the backward pass needs. [rows][width] */
-void gelu_forward(void *x, long rows, int width, int half, int tanh, int threads, void *out) {
+void gelu_forward(void *x, long rows, int width, int bf16, int tanh, int threads, void *out) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long r = 0; r < rows; r++) {
         float in_room[width], out_room[width], slope_room[width];
-        const float *in = widened(x, r * width, width, half, in_room);
-        float *value = target(out, r * width, half, out_room);
-        float *slope = target(x, r * width, half, slope_room);
+        const float *in = widened(x, r * width, width, bf16, in_room);
+        float *value = target(out, r * width, bf16, out_room);
+        float *slope = target(x, r * width, bf16, slope_room);
         if (tanh)
             for (int j = 0; j < width; j++) {
                 const Point p = gelu_tanh(in[j]);
@@ -59,23 +59,23 @@ void gelu_forward(void *x, long rows, int width, int half, int tanh, int threads
                 value[j] = p.value;
                 slope[j] = p.slope;
             }
-        if (half) round_to(out, r * width, width, value), round_to(x, r * width, width, slope);
+        if (bf16) round_to(out, r * width, width, value), round_to(x, r * width, width, slope);
     }
 }
 
 /* gradient *= slope, [rows][width]; sums [threads][width] of what that gives over the rows. */
-void gelu_backward(void *gradient, const void *slope, long rows, int width, int half, int threads,
+void gelu_backward(void *gradient, const void *slope, long rows, int width, int bf16, int threads,
                    float *sums) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int i = 0; i < threads; i++) {
         float g_room[width], s_room[width], *sum = sums + (long)i * width;
         memset(sum, 0, width * sizeof(float));
         for (long r = PART(rows, i, threads); r < PART(rows, i + 1, threads); r++) {
-            const float *s = widened(slope, r * width, width, half, s_room);
-            float *g = (float *)widened(gradient, r * width, width, half, g_room);
+            const float *s = widened(slope, r * width, width, bf16, s_room);
+            float *g = (float *)widened(gradient, r * width, width, bf16, g_room);
             for (int j = 0; j < width; j++) g[j] *= s[j];
             for (int j = 0; j < width; j++) sum[j] += g[j];
-            if (half) round_to(gradient, r * width, width, g);
+            if (bf16) round_to(gradient, r * width, width, g);
         }
     }
 }
@@ -85,29 +85,29 @@ void gelu_backward(void *gradient, const void *slope, long rows, int width, int 
 /* out = LayerNorm(x), or of x + branch, where there is one, which `stream` becomes. [rows][width];
    each row's moments are kept. */
 void norm_forward(const float *x, const void *branch, const float *weight, const float *bias,
-                  float eps, long rows, int width, int half, int threads, float *stream,
+                  float eps, long rows, int width, int bf16, int threads, float *stream,
                   Moments *kept, void *out) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long r = 0; r < rows; r++) {
         float room[width];
         const float *in = x + r * width;
         if (branch) {
-            const float *more = widened(branch, r * width, width, half, room);
+            const float *more = widened(branch, r * width, width, bf16, room);
             float *both = stream + r * width;
             for (int j = 0; j < width; j++) both[j] = in[j] + more[j];
             in = both;
         }
         const Moments m = kept[r] = moments(in, width, eps);
-        float *y = target(out, r * width, half, room);
+        float *y = target(out, r * width, bf16, room);
         for (int j = 0; j < width; j++) y[j] = (in[j] - m.mean) * m.scale * weight[j] + bias[j];
-        if (half) round_to(out, r * width, width, y);
+        if (bf16) round_to(out, r * width, width, y);
     }
 }
 
-/* g_x = g_stream + the gradient through the norm of x; `rounded` the same in bfloat16, if half.
+/* g_x = g_stream + the gradient through the norm of x; `rounded` the same in bfloat16, if bf16.
    sums [threads][3][width]: the gradients of weight and bias, and g_x over the rows. */
 void norm_backward(const void *g_out, const float *x, const Moments *kept, const float *weight,
-                   const float *g_stream, long rows, int width, int half, int threads, float *g_x,
+                   const float *g_stream, long rows, int width, int bf16, int threads, float *g_x,
                    void *rounded, float *sums) {
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int t = 0; t < threads; t++) {
@@ -115,7 +115,7 @@ void norm_backward(const void *g_out, const float *x, const Moments *kept, const
         float *g_bias = g_weight + width, *sum = g_bias + width;
         memset(g_weight, 0, 3 * width * sizeof(float));
         for (long r = PART(rows, t, threads); r < PART(rows, t + 1, threads); r++) {
-            const float *in = x + r * width, *g = widened(g_out, r * width, width, half, room);
+            const float *in = x + r * width, *g = widened(g_out, r * width, width, bf16, room);
             const float *before = g_stream + r * width;
             float *after = g_x + r * width;
             const Moments m = kept[r];
@@ -133,7 +133,7 @@ void norm_backward(const void *g_out, const float *x, const Moments *kept, const
                 after[j] = before[j] + m.scale * (g[j] * weight[j] - mean - unit[j] * along);
                 sum[j] += after[j];
             }
-            if (half) round_to(rounded, r * width, width, after);
+            if (bf16) round_to(rounded, r * width, width, after);
         }
     }
 }
@@ -141,7 +141,7 @@ void norm_backward(const void *g_out, const float *x, const Moments *kept, const
 /* ---- causal attention ---- */
 
 typedef struct {
-    int batch, tokens, heads, size, half;
+    int batch, tokens, heads, size, bf16;
 } Shape;
 
 /* out [rows][columns] = a w; columns are a multiple of LANES. */
@@ -161,10 +161,10 @@ static inline int least(int a, int b) { return a < b ? a : b; }
    with zeros; that of the next sequence is fetched meanwhile. */
 static void gather(const Shape *s, const void *from, long at, long stride, float factor,
                    float *to) {
-    const int bytes = s->half ? 2 : 4;
+    const int bytes = s->bf16 ? 2 : 4;
     for (int t = 0; t < s->tokens; t++) {
         float *row = to + t * s->size;
-        const float *in = widened(from, at + t * stride, s->size, s->half, row);
+        const float *in = widened(from, at + t * stride, s->size, s->bf16, row);
         const char *next = (const char *)from + (at + (t + s->tokens) * stride) * bytes;
         FETCH(next, s->size * bytes, 0);
         for (int j = 0; j < s->size; j++) row[j] = in[j] * factor;
@@ -178,12 +178,12 @@ static void scatter(const Shape *s, const float *from, void *to, long at, long s
                     float *sum) {
     for (int t = 0; t < s->tokens; t++) {
         const float *row = from + t * s->size;
-        const int bytes = s->half ? 2 : 4;
+        const int bytes = s->bf16 ? 2 : 4;
         const char *next = (const char *)to + (at + (t + s->tokens) * stride) * bytes;
         FETCH(next, s->size * bytes, 1);
         if (sum)
             for (int j = 0; j < s->size; j++) sum[j] += row[j];
-        if (s->half)
+        if (s->bf16)
             round_to(to, at + t * stride, s->size, row);
         else
             memcpy((float *)to + at + t * stride, row, s->size * sizeof(float));

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from flowbench.kernels.build import call, library, threads
-from flowbench.kernels.network import fills_vectors
+from flowbench.kernels.build import call, fills_vectors, library, threads
 
 GRAIN = 64
 """Tokens below which a second thread costs more than it brings."""
@@ -208,7 +207,7 @@ def _rows(x: Tensor) -> tuple[ctypes.c_long, int, bool, int]:
 
 
 class _Shape(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_int) for name in ("batch", "tokens", "heads", "size", "half"))
+    _fields_ = tuple((name, ctypes.c_int) for name in ("batch", "tokens", "heads", "size", "bf16"))
 
 
 def _attention(qkv: Tensor, heads: int) -> Tensor:

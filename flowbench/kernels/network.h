@@ -2,7 +2,6 @@
 
 #include "exp.h"
 
-#define LANES 16
 #define MR 12 /* rows of a tile, at most */
 #define EACH _Pragma("GCC unroll 1") for (int i = 0; i < LANES; i++) /* one loop: one vector */
 

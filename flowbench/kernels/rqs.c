@@ -1,6 +1,6 @@
 /* The rational-quadratic spline of rqs.py and its gradient, fused: float32, one pass over memory.
 
-   Everything is computed for LANES features at a time, in arrays that stay in the first cache and
+   Everything is computed for FEATURES features at a time, in arrays that stay in the first cache and
    that the compiler turns into vectors. Raw parameters come as planes, [3K - 1][n]: K widths, K
    heights, K - 1 bends. The backward pass recomputes what the forward pass knew: it costs less than
    to write it to memory and to read it back. Names are those of rqs.py. */
@@ -8,13 +8,12 @@
 #include "exp.h"
 #include "fetch.h"
 
-#define LANES 64
-#define MAX_BINS 128
-#define EACH for (int i = 0; i < LANES; i++)
+#define FEATURES 64
+#define EACH for (int i = 0; i < FEATURES; i++)
 
-#define AHEAD(plane, write) FETCH((plane) + LANES, sizeof(lanes), write) /* planes lie far apart */
+#define AHEAD(plane, write) FETCH((plane) + FEATURES, sizeof(lanes), write) /* planes lie far apart */
 
-typedef float lanes[LANES];
+typedef float lanes[FEATURES];
 
 typedef struct {
     int bins;
@@ -249,17 +248,17 @@ void rqs_forward(const Spline *s, long n, int threads, int inverse, const float 
                  const float *raw, float *out, float *slope) {
     const int P = 3 * s->bins - 1;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long at = 0; at < n; at += LANES) {
-        if (at + LANES <= n) {
+    for (long at = 0; at < n; at += FEATURES) {
+        if (at + FEATURES <= n) {
             block_forward(s, x + at, raw + at, n, inverse, out + at, slope + at);
             continue;
         }
-        float end_x[LANES] = {0}, end_out[LANES], end_slope[LANES];
-        float end_raw[3 * MAX_BINS][LANES] = {{0}};
+        float end_x[FEATURES] = {0}, end_out[FEATURES], end_slope[FEATURES];
+        float end_raw[3 * MAX_BINS][FEATURES] = {{0}};
         const long left = (n - at) * sizeof(float);
         memcpy(end_x, x + at, left);
         for (int j = 0; j < P; j++) memcpy(end_raw[j], raw + j * n + at, left);
-        block_forward(s, end_x, end_raw[0], LANES, inverse, end_out, end_slope);
+        block_forward(s, end_x, end_raw[0], FEATURES, inverse, end_out, end_slope);
         memcpy(out + at, end_out, left);
         memcpy(slope + at, end_slope, left);
     }
@@ -269,19 +268,19 @@ void rqs_backward(const Spline *s, long n, int threads, const float *x, const fl
                   const float *g_z, const float *g_l, float *g_x, float *g_raw) {
     const int P = 3 * s->bins - 1;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (long at = 0; at < n; at += LANES) {
-        if (at + LANES <= n) {
+    for (long at = 0; at < n; at += FEATURES) {
+        if (at + FEATURES <= n) {
             block_backward(s, x + at, raw + at, n, g_z + at, g_l + at, g_x + at, g_raw + at);
             continue;
         }
-        float end_x[LANES] = {0}, end_z[LANES] = {0}, end_l[LANES] = {0}, end_g[LANES];
-        float end_raw[3 * MAX_BINS][LANES] = {{0}}, end_g_raw[3 * MAX_BINS][LANES];
+        float end_x[FEATURES] = {0}, end_z[FEATURES] = {0}, end_l[FEATURES] = {0}, end_g[FEATURES];
+        float end_raw[3 * MAX_BINS][FEATURES] = {{0}}, end_g_raw[3 * MAX_BINS][FEATURES];
         const long left = (n - at) * sizeof(float);
         memcpy(end_x, x + at, left);
         memcpy(end_z, g_z + at, left);
         memcpy(end_l, g_l + at, left);
         for (int j = 0; j < P; j++) memcpy(end_raw[j], raw + j * n + at, left);
-        block_backward(s, end_x, end_raw[0], LANES, end_z, end_l, end_g, end_g_raw[0]);
+        block_backward(s, end_x, end_raw[0], FEATURES, end_z, end_l, end_g, end_g_raw[0]);
         memcpy(g_x + at, end_g, left);
         for (int j = 0; j < P; j++) memcpy(g_raw + j * n + at, end_g_raw[j], left);
     }

@@ -1,4 +1,4 @@
-"""The rational-quadratic spline, forward and backward in one pass each: ``rqs.c`` as operators."""
+"""The rational-quadratic spline, forward and backward in one pass each: ``rqs.c``."""
 
 import ctypes
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowbench.kernels.build import call, library, threads
+from flowbench.kernels.build import CONSTANTS, call, library, threads
 
-MAX_BINS = 128
+MAX_BINS = CONSTANTS["MAX_BINS"]
 GRAIN = 8192
-"""Features below which a second thread costs more than it brings."""
+"""Features per thread at least: a thread with fewer costs more time than it saves."""
 
 
 class _Spline(ctypes.Structure):
@@ -24,7 +24,7 @@ class _Spline(ctypes.Structure):
 
 
 def available() -> bool:
-    """Whether the kernel is there."""
+    """Return whether the kernel was built and is selected."""
     return library("rqs") is not None
 
 
@@ -34,7 +34,7 @@ def evaluate(
     """Evaluate, or invert, one spline for each of n features, without gradients.
 
     Args:
-        x: Where; float32 on the CPU.
+        x: Inputs; float32 on the CPU.
         planes: Raw parameters, K widths, K heights, K − 1 bends.
         spline: K, B, the least width and slope, the largest bend of ``RationalQuadraticSpline``.
         inverse: Solve for x instead.
@@ -50,14 +50,14 @@ def evaluate(
 
 
 rqs = torch.library.custom_op("flowbench::rqs", evaluate, mutates_args=())
-"""``evaluate`` as an operator with gradients, which can be compiled; a call costs 0.1 ms more."""
+"""``evaluate`` as an operator with gradients that torch can compile; a call takes 0.1 ms more."""
 
 
 @torch.library.custom_op("flowbench::rqs_backward", mutates_args=())
 def rqs_backward(
     x: Tensor, planes: Tensor, spline: list[float], g_z: Tensor, g_log_slope: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradient with respect to x ``[n]`` and planes ``[3K - 1, n]``, from z's and log dz/dx's."""
+    """Compute gradients of x ``[n]`` and planes ``[3K - 1, n]`` from those of z and log dz/dx."""
     x, planes = x.contiguous(), planes.contiguous()
     g_x, g_planes = torch.empty_like(x), torch.empty_like(planes)
     gradients = g_z.contiguous(), g_log_slope.contiguous()

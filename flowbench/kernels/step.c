@@ -2,20 +2,18 @@
 
    The torch path of vit.py takes a dozen small operations a layer, each over all of the batch and
    each through memory. Here some rows at a time go through all layers while they are in the cache.
-   The weights come packed (step.py): every linear map as panels of NR outputs, [outputs / NR][inputs]
-   [NR], then its biases; outputs are filled up with zeros. A LayerNorm's weight and bias are part
+   The weights come packed (step.py): every linear map as panels of PANEL outputs, [outputs / PANEL][inputs]
+   [PANEL], then its biases; outputs are filled up with zeros. A LayerNorm's weight and bias are part
    of the map behind it. float32 throughout; widths are multiples of LANES. */
 
 #include "network.h"
 
-#define NR 32   /* columns of a panel: what is summed up in registers together */
-#define TILE 60 /* rows that go through the layers together */
-
 typedef struct {
     int features, width, heads, tokens, layers, hidden, outputs, tanh;
+    float eps; /* of every LayerNorm */
 } Network;
 
-static inline int panels(int outputs) { return (outputs + NR - 1) / NR * NR; }
+static inline int panels(int outputs) { return (outputs + PANEL - 1) / PANEL * PANEL; }
 
 /* out = a wᵀ + bias, or that added to out; gives the weights behind. */
 static const float *linear(const float *w, int inputs, int outputs, int rows, const float *a,
@@ -23,19 +21,19 @@ static const float *linear(const float *w, int inputs, int outputs, int rows, co
     const int wide = panels(outputs);
     const float *bias = w + (long)inputs * wide;
     const int parts = (rows + MR - 1) / MR; /* of rows, all about as high */
-    for (int n = 0; n < wide; n += NR)
+    for (int n = 0; n < wide; n += PANEL)
         for (int p = 0; p < parts; p++) {
             const int from = rows * p / parts, to = rows * (p + 1) / parts;
 #define THROUGH(rows)                                                                        \
-    tile(rows, NR / LANES, inputs, a + from * lda, lda, 1, w + (long)n * inputs, NR, bias + n, \
+    tile(rows, PANEL / LANES, inputs, a + from * lda, lda, 1, w + (long)n * inputs, PANEL, bias + n, \
          add, out + from * ldo + n, ldo)
             FOR_ROWS(to - from, THROUGH)
         }
     return bias + wide;
 }
 
-static void normalize(const float *x, int n, float *out) {
-    const Moments m = moments(x, n, 1e-5f);
+static void normalize(const float *x, int n, float eps, float *out) {
+    const Moments m = moments(x, n, eps);
     for (int j = 0; j < n; j++) out[j] = (x[j] - m.mean) * m.scale;
 }
 
@@ -77,7 +75,7 @@ static void some_steps(const Network *net, const float *weights, const float *x,
         const float *w = linear(weights, net->features, C, rows, x + first * x_stride, x_stride,
                                 stream, C, 1);
         for (int layer = 0; layer < net->layers; layer++) {
-            for (int r = 0; r < rows; r++) normalize(stream + r * C, C, normed + r * C);
+            for (int r = 0; r < rows; r++) normalize(stream + r * C, C, net->eps, normed + r * C);
             w = linear(w, C, 3 * C, rows, normed, C, inner, high, 0);
             for (int r = 0; r < rows; r++)
                 for (int h = 0; h < H; h++) {
@@ -94,7 +92,7 @@ static void some_steps(const Network *net, const float *weights, const float *x,
                         attend(q, k, v, t + 1, size, scale, scores, mean);
                 }
             w = linear(w, C, C, rows, normed, C, stream, C, 1);
-            for (int r = 0; r < rows; r++) normalize(stream + r * C, C, normed + r * C);
+            for (int r = 0; r < rows; r++) normalize(stream + r * C, C, net->eps, normed + r * C);
             w = linear(w, C, net->hidden, rows, normed, C, inner, high, 0);
             for (int r = 0; r < rows; r++) {
                 float *row = inner + r * high;

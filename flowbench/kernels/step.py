@@ -8,16 +8,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flowbench.kernels.build import call, library, threads
-from flowbench.kernels.network import fills_vectors
+from flowbench.kernels.build import CONSTANTS, call, fills_vectors, library, threads
 
-PANEL, TILE = 32, 60
+PANEL, TILE = CONSTANTS["PANEL"], CONSTANTS["TILE"]
 GRAIN = 16
 """Sequences below which a second thread costs more than it brings."""
 
 
 class Sizes(NamedTuple):
-    """What the kernel has to know of a network, in the order of its struct."""
+    """A network's sizes in the order of the kernel's struct.
+
+    Attributes:
+        tanh: Whether GELU is its tanh approximation.
+        eps: Added to the variance by every LayerNorm.
+    """
 
     features: int
     width: int
@@ -27,11 +31,14 @@ class Sizes(NamedTuple):
     hidden: int
     outputs: int
     tanh: bool
-    """Whether GELU is by its tanh approximation."""
+    eps: float
 
 
 class _Network(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_int) for name in Sizes._fields)
+    _fields_ = (
+        *((name, ctypes.c_int) for name in Sizes._fields if name != "eps"),
+        ("eps", ctypes.c_float),
+    )
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,15 @@ class Elementwise(Protocol):
         ...
 
 
+def kernels(transform: Elementwise, x: Tensor) -> tuple[str, ...]:
+    """Name the hand-written kernels that a transform runs on a tensor of this device and type.
+
+    A transform with kernels has a method of this name; the others need none.
+    """
+    own = getattr(transform, "kernels", None)
+    return own(x) if own else ()
+
+
 def widen(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     """Promote both to their common dtype, at least float32, whatever the autocast."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, params.dtype), torch.float32)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from flowbench.transforms.base import Elementwise
+from flowbench.transforms.base import Elementwise, kernels
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,10 @@ class Compose:
             part, own = following, its
             outside = outside | part.outside(x, own)
         return outside
+
+    def kernels(self, x: Tensor) -> tuple[str, ...]:
+        """Name the hand-written kernels of all parts."""
+        return tuple(name for part in self.parts for name in kernels(part, x))
 
     def _split(self, params: Tensor) -> tuple[Tensor, ...]:
         return params.split([part.num_params for part in self.parts], dim=-1)

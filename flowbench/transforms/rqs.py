@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from flowbench.errors import UsageError
 from flowbench.kernels import rqs as kernel
@@ -87,23 +86,6 @@ class RationalQuadraticSpline:
         """K widths, K heights, K − 1 slopes."""
         return 3 * self.bins - 1
 
-    def knots(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Constrain raw parameters to the knots' abscissae, ordinates and slopes.
-
-        Shape:
-            params ``[..., D, 3K - 1]`` -> x_k, y_k, δ_k, each ``[..., D, K + 1]``
-        """
-        K = self.bins
-        widths, heights, bends = params.split([K, K, K - 1], dim=-1)
-        w, h = self._sides(widths.softmax(-1), heights.softmax(-1))
-        s = h / w
-        inner = _mean_slope(s[..., :-1], s[..., 1:]) * torch.exp(_soft_clip(bends))
-        return self._corners(w), self._corners(h), pad(inner, (1, 1), value=1.0)
-
-    def _corners(self, sides: Tensor) -> Tensor:
-        inner = (2 * self.bound) * sides[..., :-1].cumsum(-1) - self.bound
-        return pad(pad(inner, (1, 0), value=-self.bound), (0, 1), value=self.bound)
-
     def _sides(self, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """Widths and heights of pieces over 2B from their shares p and q in the softmaxes."""
         return self._share(p), self._share(q + MIN_SLOPE * (p - q))
@@ -138,6 +120,10 @@ class RationalQuadraticSpline:
     def outside(self, x: Tensor, params: Tensor) -> Tensor:
         """Inputs beyond ±B."""
         return x.abs() > self.bound
+
+    def kernels(self, x: Tensor) -> tuple[str, ...]:
+        """Name the hand-written kernels that run on a tensor of this device and type."""
+        return ("rqs",) if self._has_kernel(x) else ()
 
     def _has_kernel(self, x: Tensor) -> bool:
         return self.native and x.is_cpu and x.dtype == torch.float32
@@ -196,53 +182,6 @@ class RationalQuadraticSpline:
         a1 = torch.where(last, 1 / s, a1)
         side = 2 * self.bound
         return side * x0 - self.bound, side * w, side * y0 - self.bound, side * h, a0, a1
-
-
-def rational_quadratic(
-    x: Tensor, x_k: Tensor, y_k: Tensor, slopes: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Evaluate the spline through given knots, the identity outside the outer ones.
-
-    Args:
-        x: Where to evaluate.
-        x_k: Increasing abscissae; the outer ones equal those of ``y_k``.
-        y_k: Increasing ordinates.
-        slopes: Positive slopes δ_k at the knots.
-
-    Shape:
-        x ``[...]``, each of the knots ``[..., K + 1]`` -> z, log dz/dx ``[...]``
-    """
-    inside = x.clamp(x_k[..., 0], x_k[..., -1])
-    piece = _between(inside, x_k, x_k, y_k, slopes)
-    return _outside_identity(x, inside, *_evaluate(inside, *piece))
-
-
-def rational_quadratic_inverse(
-    z: Tensor, x_k: Tensor, y_k: Tensor, slopes: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Solve the spline through given knots for x; arguments as for ``rational_quadratic``.
-
-    Shape:
-        z ``[...]``, each of the knots ``[..., K + 1]`` -> x, log dx/dz ``[...]``
-    """
-    inside = z.clamp(y_k[..., 0], y_k[..., -1])
-    piece = _between(inside, y_k, x_k, y_k, slopes)
-    return _outside_identity(z, inside, *_solve(inside, *piece))
-
-
-def _between(
-    inside: Tensor, along: Tensor, x_k: Tensor, y_k: Tensor, slopes: Tensor
-) -> tuple[Tensor, ...]:
-    """Gather the piece between the knots around each value: what ``_evaluate`` takes behind x."""
-    k = (inside[..., None] >= along[..., 1:-1]).sum(-1, keepdim=True)
-    x0, x1, y0, y1, d0, d1 = (
-        knots.expand(*inside.shape, -1).gather(-1, k + i)[..., 0]
-        for knots in (x_k, y_k, slopes)
-        for i in (0, 1)
-    )
-    w, h = x1 - x0, y1 - y0
-    s = h / w
-    return x0, w, y0, h, d0 / s, d1 / s
 
 
 def _evaluate(
