@@ -14,6 +14,7 @@ from plain_flow import PlainFlow, wake
 
 from flowbench.__main__ import BENCHES, main
 from flowbench.bench import (
+    ablation,
     decoding,
     flows,
     machine,
