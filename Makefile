@@ -7,9 +7,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SCALE  ?= quick
-STUDY  ?= compare-affine-rqs
+STUDY  ?=
 ARGS   ?=
-SHARED := -n logical --maxprocesses 4 --dist worksteal  # tests, among processes
+SHARED := -n logical --maxprocesses 4 --dist worksteal  # several processes share the tests
 
 SWEEPS := sweep-bins sweep-blocks sweep-blocks-matched sweep-layers sweep-search sweep-timing sweep-sampling
 
@@ -51,17 +51,17 @@ sweep-blocks: ## How many blocks, of as many layers each
 sweep-blocks-matched: ## How many blocks, of as many layers in all
 sweep-layers: ## How many layers in each block
 sweep-search: ## Search transform, size and learning rate for loss and time together
-sweep-timing: ## Seconds per epoch, one flow after the other, alone on the machine
+sweep-timing: ## Seconds per epoch; the flows take turns, alone on the machine
 sweep-sampling: ## Guided and denoised samples of affine and spline flows
 $(SWEEPS): sweep-%: $(READY)
 	$(BIN)/flowbench sweep sweeps/$*.yaml --scale $(SCALE) $(ARGS)
 
-bench: $(READY) ## Measure all that needs no trained run, alone on the machine: about half an hour
+bench: $(READY) ## Run the benchmarks that need no trained run, alone on the machine: half an hour
 	for subject in transform train sample sweep report start; do \
 	  $(BIN)/flowbench bench $$subject $(ARGS) || exit 1; \
 	done
 
-report: $(READY) ## Make the figures of a recorded study again: make report STUDY=name
+report: $(READY) ## Make the page over all studies, or a study's report: make report STUDY=name
 	$(BIN)/flowbench report $(STUDY) $(ARGS)
 
 ui: $(READY) ## Browse the recorded runs on http://127.0.0.1:5000

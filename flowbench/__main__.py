@@ -1,4 +1,4 @@
-"""The command line; what is heavy is imported by the command that needs it."""
+"""The command line; each command imports the heavy modules that it needs."""
 
 import argparse
 import shlex
@@ -15,10 +15,10 @@ from flowbench.terminal import Parser, natural, positive, say
 INTERRUPTED = 130
 RESULTS = Path("results")
 BENCHES = {
-    "transform": (10, "the spline against other libraries'"),
-    "train": (5, "a step of training, and what bf16 does to the loss"),
+    "transform": (10, "the spline against those of other libraries"),
+    "train": (5, "a training step, with and without kernels, and the loss in bf16"),
     "sample": (5, "drawing images"),
-    "decoding": (10, "ways to decode runs' flows"),
+    "decoding": (10, "ways to invert the flows of runs"),
     "sweep": (1, "a study with one worker and with two"),
     "report": (3, "the report of 200 runs"),
     "start": (10, "the command line's start, and reading MNIST"),
@@ -27,7 +27,7 @@ BENCHES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; give the exit status: 0, 2 for an error told on one line, 130 if stopped."""
+    """Run a command; return the exit status: 0, 2 after an error, 130 if stopped."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
     command, *rest = [a for a in arguments if a != "--debug"] or ["--help"]
@@ -54,18 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def train(arguments: Sequence[str]) -> None:
     """Train, test and record one experiment."""
-    from flowbench import config
+    from flowbench import parsing
+    from flowbench.config import Experiment
 
-    parser = config.experiment_parser("flowbench train", _first_line(train))
+    parser = parsing.experiment_parser("flowbench train", _first_line(train))
     _add_results(parser)
-    parser.add_argument("--resume", metavar="RUN", help="go on with this stopped run")
-    experiment, parsed = config.parse(parser, arguments)
+    parser.add_argument("--resume", metavar="RUN", help="continue this stopped run")
+    experiment, parsed = parsing.parse(parser, arguments)
     say("loading torch and lightning")
     from flowbench.experiment import run
     from flowbench.tracking.store import Store
 
-    if parsed.resume and experiment != config.Experiment():
-        raise UsageError("--resume goes on with the recorded options: give no others")
+    if parsed.resume and experiment != Experiment():
+        raise UsageError("--resume uses the recorded options: give no others")
     store = Store(parsed.results)
     if parsed.resume:
         experiment = store.experiment(parsed.resume)
@@ -73,12 +74,12 @@ def train(arguments: Sequence[str]) -> None:
         record = run(experiment, store, resume=parsed.resume)
     except Interrupted as stopped:
         if not stopped.run_id:
-            raise  # the first process tells how to go on
+            raise  # the first process prints the command that resumes
         raise _with_command(
             stopped, ["train", "--resume", stopped.run_id], parsed.results
         ) from None
     if not record.run_id:
-        return  # the first process tells the result of all
+        return  # the first process prints the result
     print(f"run {record.run_id}")
     for key in ("test/bpd", "test/loss", "test/prior", "test/logdet"):
         if key in record.metrics:
@@ -92,8 +93,12 @@ def sweep(arguments: Sequence[str]) -> None:
     parser.add_argument("--workers", type=positive, help="processes; default: one a GPU or core")
     parser.add_argument("--storage", metavar="URL", help="Optuna's, to share between machines")
     parser.add_argument("--trials", type=positive, help="their number, unless the study is a grid")
-    parser.add_argument("--new-version", action="store_true", help="start anew beside the old one")
-    parser.add_argument("--dry-run", action="store_true", help="tell what would run, run nothing")
+    parser.add_argument(
+        "--new-version", action="store_true", help="start a new version; keep the old one"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would run, and run nothing"
+    )
     parsed = parser.parse_args(arguments)
     from flowbench.study import read
 
@@ -120,14 +125,14 @@ def sweep(arguments: Sequence[str]) -> None:
 
 
 def report(arguments: Sequence[str]) -> None:
-    """Make the figures, tables and page of a recorded study."""
+    """Make the report of a study, or without a study the page over all of them."""
     from flowbench.report.__main__ import main as make
 
     make(arguments)
 
 
 def evaluate(arguments: Sequence[str]) -> None:
-    """Measure likelihood and samples of a run or a checkpoint; a finished run's are recorded."""
+    """Measure likelihood and samples of a run or a checkpoint; record those of a finished run."""
     parser = _parser("evaluate", evaluate)
     _add_run(parser)
     for key, words in {
@@ -141,7 +146,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, help="directory for the tables and images")
     parsed = parser.parse_args(arguments)
     say("loading torch and lightning")
-    from flowbench.experiment import evaluate as measure
+    from flowbench.measure import evaluate as measure
     from flowbench.tracking.store import Store
 
     keys = ("draws", "bayes", "samples", "inception_weights")
@@ -260,10 +265,10 @@ def ui(arguments: Sequence[str]) -> None:
 
 
 def bench(arguments: Sequence[str]) -> None:
-    """Measure splines, training, sampling, sweeps, reports: what is compared takes turns."""
+    """Measure splines, training, sampling, sweeps, reports; compared cases take turns."""
     parser = _parser("bench", bench)
-    told = "; ".join(f"{name}: {words}" for name, (_, words) in BENCHES.items())
-    parser.add_argument("subject", choices=BENCHES, help=told)
+    subjects_help = "; ".join(f"{name}: {words}" for name, (_, words) in BENCHES.items())
+    parser.add_argument("subject", choices=BENCHES, help=subjects_help)
     parser.add_argument("runs", nargs="*", metavar="RUN", help="decoding: runs or checkpoints")
     usual = ", ".join(f"{name} {repeats}" for name, (repeats, _) in BENCHES.items())
     parser.add_argument("--repeats", type=positive, help=f"rounds that count; default: {usual}")
@@ -298,10 +303,10 @@ def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 
 
 def _with_command(stopped: Interrupted, command: Sequence[str], results: Path) -> Interrupted:
-    """Add the command that goes on."""
+    """Add the command that continues the work."""
     elsewhere = [] if results == RESULTS else ["--results", str(results)]
     again = shlex.join(["flowbench", *command, *elsewhere])
-    return Interrupted(f"{stopped}; go on with: {again}", stopped.run_id)
+    return Interrupted(f"{stopped}; continue with: {again}", stopped.run_id)
 
 
 def _parser(name: str, command: Callable[..., None]) -> argparse.ArgumentParser:
@@ -310,7 +315,7 @@ def _parser(name: str, command: Callable[..., None]) -> argparse.ArgumentParser:
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--results", type=Path, default=RESULTS, help="directory of all that is recorded"
+        "--results", type=Path, default=RESULTS, help="directory of the recorded runs"
     )
 
 
@@ -332,7 +337,7 @@ def _first_line(command: Callable[..., None]) -> str:
 def _overview() -> str:
     lines = ["usage: flowbench COMMAND [--debug] ...", ""]
     lines += [f"  {name:<9} {_first_line(command)}" for name, command in COMMANDS.items()]
-    lines += ["", "flowbench COMMAND --help tells the options; --debug shows an error's traceback."]
+    lines += ["", "flowbench COMMAND --help lists the options; --debug shows an error's traceback."]
     return "\n".join(lines)
 
 

@@ -1,59 +1,20 @@
-"""What happens around the training steps: timing, recording, pictures, averages, signals."""
+"""Callbacks around the training steps: timing, budget, averaged weights, recording."""
 
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from types import FrameType
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
 
-from flowbench.errors import Interrupted, UsageError
 from flowbench.means import Means
 from flowbench.module import FlowModule
-from flowbench.terminal import say
-
-CHECKPOINT_SECONDS = 120.0
-
-
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its final place, syncs it, then renames: whole or not at all."""
-
-    def save_checkpoint(
-        self,
-        checkpoint: dict[str, Any],
-        path: str | Path,
-        storage_options: Any | None = None,
-    ) -> None:
-        """Save.
-
-        Raises:
-            UsageError: It cannot be written (a full disk, say); an earlier one at ``path`` stays.
-        """
-        path = Path(path)
-        partial = path.with_name(f"{path.name}.partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except (OSError, RuntimeError) as error:  # torch's writer hides the one behind the other
-            raise UsageError(f"checkpoint {path} cannot be written: {error}") from error
-        finally:
-            with suppress(OSError):  # there is none after success
-                partial.unlink()
 
 
 class Average(EMAWeightAveraging):
-    """Moving average of the weights, which takes the place of the weights wherever they are judged.
+    """Moving average of the weights; validation, pictures and the test use it in their place.
 
     Args:
         decay: Share of the earlier average that every step keeps.
@@ -75,9 +36,9 @@ class Average(EMAWeightAveraging):
 
 
 class EpochClock(Callback):
-    """Seconds that an epoch spends in training: without set-up, validation, pictures, checkpoints.
+    """Seconds that an epoch trains, without set-up, validation, pictures and checkpoints.
 
-    An epoch that was interrupted and resumed counts what both parts took.
+    An epoch that was interrupted and resumed counts the seconds of both parts.
 
     Attributes:
         working: Seconds of training and of validation in this process, all epochs together.
@@ -92,7 +53,7 @@ class EpochClock(Callback):
         self._validating = 0.0
 
     def lap(self) -> tuple[float, int, int]:
-        """Give the seconds, images (of all devices) and batches since the last lap; start anew."""
+        """Return seconds, images (of all devices) and batches of this lap; start a new one."""
         self._stop()
         lap = self._seconds, self._images, self._batches
         self._before += self._seconds
@@ -100,24 +61,24 @@ class EpochClock(Callback):
         return lap
 
     def elapsed(self) -> float:
-        """Give the seconds of all laps and of the one in progress; waits for no device."""
+        """Return the seconds of all laps and the one in progress; waits for no device."""
         running = 0.0 if self._since is None else self._now() - self._since
         return self._before + self._seconds + running
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out what happens inside."""
+        """Exclude the context from the time."""
         running = self._stop()
         yield
         if running:
             self._start()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start: Lightning does not start an epoch again that is resumed in its middle."""
+        """Start: Lightning starts no epoch that is resumed in its middle."""
         self._start()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start with the first batch's loading."""
+        """Start with the loading of the first batch."""
         self._start()
 
     def on_train_batch_end(
@@ -128,14 +89,14 @@ class EpochClock(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Count the batch, and stop behind the last one."""
+        """Count the batch, and stop after the last one."""
         self._images += len(batch[0]) * trainer.world_size
         self._batches += 1
         if batch_idx + 1 == trainer.num_training_batches:
             self._stop()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave out a validation in mid-epoch."""
+        """Exclude a validation in mid-epoch."""
         self._paused = self._stop()
         self._validating = self._now()
 
@@ -146,7 +107,7 @@ class EpochClock(Callback):
             self._start()
 
     def state_dict(self) -> dict[str, Any]:
-        """Keep what the epochs before and the one in progress have taken so far."""
+        """Return the seconds of the earlier epochs and the counts of the one in progress."""
         lap = {"seconds": self._seconds, "images": self._images, "batches": self._batches}
         return {"before": self._before, **lap}
 
@@ -164,7 +125,7 @@ class EpochClock(Callback):
         self._since = self._now()
 
     def _stop(self) -> bool:
-        """Stop, and tell whether the clock was running."""
+        """Stop, and return whether the clock was running."""
         if self._since is None:
             return False
         self._wait()
@@ -187,13 +148,13 @@ class EpochClock(Callback):
 class Budget(Callback):
     """Ends the training at the end of the step in which its seconds run out.
 
-    It tells the module what is spent, which is what the learning rate follows. All devices go by
-    the clock of the first, so they stop, and change their rates, at the same step.
+    It sets the module's ``spent`` seconds, which the learning rate follows. All devices use the
+    clock of the first, so they stop, and change their rates, at the same step.
 
     Args:
         seconds: Training seconds of the whole run, all of its sittings together.
-        clock: The clock of the same trainer, which has to come before in its list of callbacks.
-        module: The module that is trained.
+        clock: The clock of the same trainer, which precedes this callback in its list.
+        module: The module in training.
     """
 
     def __init__(self, seconds: float, clock: EpochClock, module: FlowModule) -> None:
@@ -202,7 +163,7 @@ class Budget(Callback):
         self.module = module
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on with what an earlier sitting left; if that is nothing, train no further."""
+        """Continue with the seconds that are left; without any, train no further."""
         self._spend(trainer)
 
     def on_train_batch_end(
@@ -213,7 +174,7 @@ class Budget(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Look at the clock where a step ends, which may take several batches."""
+        """Read the clock at the end of a step, which may take several batches."""
         ends = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if ends or batch_idx + 1 == trainer.num_training_batches:
             self._spend(trainer)
@@ -225,13 +186,17 @@ class Budget(Callback):
 
 
 class EpochRecord(Callback):
-    """Hands the measurements of every finished epoch to a function, once.
+    """Passes the measurements of every finished epoch to a function, once.
 
     Args:
         clock: The clock of the same trainer.
-        trained: What the module measures in training.
-        evaluated: What it measures in validation.
-        record: Takes the metrics by name, and the number of the epoch (from 1).
+        trained: Means that the module measures in training.
+        evaluated: Means that it measures in validation.
+        record: Takes the metrics by name and the number of the epoch (from 1); returns whether to
+            stop the training.
+
+    Attributes:
+        stopped: Whether ``record`` stopped the training.
     """
 
     def __init__(
@@ -239,15 +204,16 @@ class EpochRecord(Callback):
         clock: EpochClock,
         trained: Means,
         evaluated: Means,
-        record: Callable[[dict[str, float], int], None],
+        record: Callable[[dict[str, float], int], bool],
     ) -> None:
         self.clock = clock
         self.trained = trained
         self.evaluated = evaluated
         self.record = record
+        self.stopped = False
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Collect the means, the time and the rate; no time for an epoch that ended early."""
+        """Collect means, time and learning rate; an epoch that ended early has no time."""
         seconds, images, batches = self.clock.lap()
         metrics = {**self.trained.take(), **self.evaluated.take()}
         if not trainer.is_global_zero:
@@ -258,7 +224,8 @@ class EpochRecord(Callback):
             metrics["seconds_per_epoch"] = seconds
             metrics["images_per_second"] = images / seconds
             metrics["first_epoch"] = float(epoch == 1)
-        self.record(metrics, epoch)
+        self.stopped = self.record(metrics, epoch)
+        trainer.should_stop |= self.stopped
 
 
 class EveryEpochs(Callback):
@@ -274,112 +241,7 @@ class EveryEpochs(Callback):
         self.act = act
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Act where it is time, on one process."""
+        """Act after every n-th epoch, on one process."""
         epoch = trainer.current_epoch + 1
         if self.every and epoch % self.every == 0 and trainer.is_global_zero:
             self.act(epoch)
-
-
-class KeepGoing(Callback):
-    """Saves what a kill would lose: now and then in mid-epoch, and when a signal asks to stop.
-
-    A first SIGINT or SIGTERM lets the step end, saves and raises ``Interrupted``, since a signal in
-    the middle of an optimiser step leaves weights that no run has; a second one stops at once.
-
-    Args:
-        path: The checkpoint.
-        clock: The clock of the same trainer, which leaves the saving out.
-    """
-
-    def __init__(self, path: Path, clock: EpochClock) -> None:
-        self.path = path
-        self.clock = clock
-        self._place: dict[str, Any] | None = None
-        self._asked = False
-        self._training = False
-        self._saved = time.monotonic()
-
-    @contextmanager
-    def handling_signals(self) -> Iterator[None]:
-        """Handle SIGINT and SIGTERM inside; the earlier handlers return behind."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self._on_signal) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._asked or not self._training:
-            raise KeyboardInterrupt
-        self._asked = True
-        say("stopping after this step; once more to stop at once")
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on with the next batch; from here on a signal waits for the end of a step."""
-        if self._place:
-            self._loader(trainer).load_state_dict(self._place)
-        self._training = True
-        # Lightning has put a handler of its own before ours, which stops without saving.
-        signal.signal(signal.SIGTERM, self._on_signal)
-
-    def on_train_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        """Save if asked to stop or if it is time, where the state is whole.
-
-        Between the batches of one step it lacks their gradients; and resumed behind an epoch's last
-        batch, or the last of the whole training, Lightning would leave out the validation.
-        """
-        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        last = batch_idx + 1 == trainer.num_training_batches or trainer.should_stop
-        if whole and not last:
-            due = time.monotonic() - self._saved > CHECKPOINT_SECONDS
-            # Saving and stopping take all devices, so they have to agree.
-            if trainer.strategy.reduce_boolean_decision(due or self._asked, all=False):
-                self._save(trainer)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the finished epoch."""
-        self._save(trainer)
-
-    def on_save_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Keep the loader's place.
-
-        Lightning's own way to do so brings a loader back only if it did not exist before, and the
-        learning rate's schedule needs it earlier, to count the steps.
-        """
-        checkpoint["loader"] = self._loader(trainer).state_dict()
-
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Remember the loader's place until there is a loader."""
-        self._place = checkpoint["loader"]
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Signals stop at once again."""
-        self._training = False
-        self._stop_if_asked(trainer)
-
-    @staticmethod
-    def _loader(trainer: Trainer) -> Any:
-        return trainer.train_dataloader
-
-    def _save(self, trainer: Trainer) -> None:
-        with self.clock.paused():
-            trainer.save_checkpoint(self.path)
-        self._saved = time.monotonic()
-        self._stop_if_asked(trainer)
-
-    def _stop_if_asked(self, trainer: Trainer) -> None:
-        if trainer.strategy.reduce_boolean_decision(self._asked, all=False):
-            raise Interrupted("stopped by a signal")

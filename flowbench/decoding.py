@@ -104,7 +104,7 @@ SEQUENTIAL = Decoding()
 
 
 class Decoded(NamedTuple):
-    """What decoding came to.
+    """The result of decoding.
 
     Attributes:
         x: The data.
@@ -180,7 +180,7 @@ def solve(invert: Callable[[Tensor, int], Tensor], z: Tensor, decoding: Decoding
     x, sweeps, change = z.clone(), [], 0.0
     for start in range(1, tokens, length):
         end = min(start + length, tokens)
-        # A sweep makes its first token exact, so the next one begins behind it.
+        # A sweep makes its first token exact, so the next sweep begins after it.
         for first in range(start, min(end, start + (decoding.iterations or length))):
             given, alone = x[:, first - 1 : end - 1], first + 1 == end
             solved = invert(given if alone else _tame(given), first - 1)

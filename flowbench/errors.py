@@ -1,11 +1,12 @@
-"""The exceptions of the package, and what the command line makes of them; imports nothing.
+"""The exceptions of the package; imports nothing.
 
-A ``UsageError`` is told on one line, with exit status 2; an interruption ends with status 130.
+The command line prints a ``UsageError`` on one line and exits with status 2; an interruption exits
+with status 130.
 """
 
 
 class UsageError(ValueError):
-    """A wrong key, file, shape or value; the message names it and says what is valid."""
+    """A wrong key, file, shape or value; the message names it and says what would be valid."""
 
 
 class Diverged(UsageError):
@@ -13,15 +14,15 @@ class Diverged(UsageError):
 
 
 class Unavailable(UsageError):
-    """A measure that these data or this machine do not allow; the message says why on one line."""
+    """A measurement that these data or this machine do not allow; the message says why."""
 
 
 class Pruned(Exception):
-    """A run was stopped early because it promised little; what it had measured is recorded."""
+    """A run was stopped early because of its poor results so far, which are recorded."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal stopped the work after all that was done had been kept; the message says what.
+    """A signal stopped the work after everything done so far was saved; the message says where.
 
     Attributes:
         run_id: The run that can be resumed.

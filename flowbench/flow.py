@@ -35,7 +35,7 @@ def unpatchify(tokens: Tensor, shape: tuple[int, int, int], patch: int) -> Tenso
 
 
 class Step(NamedTuple):
-    """What one block did to a batch: its input and parameters, its output and log-slope."""
+    """The step of one block on a batch: its input and parameters, its output and log-slope."""
 
     x: Tensor
     params: Tensor
@@ -44,7 +44,7 @@ class Step(NamedTuple):
 
 
 class AutoregressiveBlock(nn.Module):
-    """One flow step: every patch is transformed with parameters read off the patches before it.
+    """One flow step: every patch is transformed with parameters computed from earlier patches.
 
     The network's outputs are shifted by one patch, so the first patch of the order has raw
     parameters zero and passes unchanged.
@@ -67,7 +67,7 @@ class AutoregressiveBlock(nn.Module):
         self.network = CausalTransformer(tokens, features, outputs, **network)
 
     def trace(self, x: Tensor, y: Tensor | None = None) -> Step:
-        """Map data to noise and keep what led there, all in the block's own order.
+        """Map data to noise and keep the intermediate results, in the block's own order.
 
         Shape:
             x ``[B, T, D]``, y ``[B]`` -> x, z, log_slope ``[B, T, D]``, params ``[B, T, D, P]``
@@ -87,7 +87,7 @@ class AutoregressiveBlock(nn.Module):
         pos_embed = self.order(self.network.pos_embed, 0)
         # The last patch conditions nothing, so the network never sees it.
         params = self._split(self.network(x[:, :-1], pos_embed[:-1], y))
-        # In memory as the network leaves its outputs: features first.
+        # In memory like the network's outputs: tokens innermost (see flowbench.kernels).
         rest = x[:, 1:].permute(2, 0, 1).contiguous().permute(1, 2, 0)
         rest, log_slope = self.transform.forward(rest, params)
         return params, torch.cat([x[:, :1], rest], 1), log_slope
@@ -103,7 +103,7 @@ class AutoregressiveBlock(nn.Module):
         """Map noise to data, without gradients.
 
         Shape:
-            z ``[B, T, D]``, y ``[B]`` -> x ``[B, T, D]`` and how it was reached
+            z ``[B, T, D]``, y ``[B]`` -> x ``[B, T, D]`` and the sweeps it took
         """
         z = self.order(z, 1)
         pos_embed = self.order(self.network.pos_embed, 0)
@@ -218,7 +218,7 @@ class Flow(nn.Module):
         return x, log_det
 
     def trace(self, images: Tensor, y: Tensor | None = None) -> Iterator[Step]:
-        """Yield what each block does to the images, first to last: for diagnosis, not training."""
+        """Yield the step of each block, first to last: for diagnosis, not training."""
         x = patchify(images, self.patch)
         for block in self.blocks:
             step = block.trace(x, y)
@@ -253,10 +253,10 @@ class Flow(nn.Module):
         guidance: Guidance | None = None,
         decoding: Decoding = SEQUENTIAL,
     ) -> Iterator[Decoded]:
-        """Yield noise on its way to images: as it is, then behind each block, the last block first.
+        """Yield the noise, then the result of inverting each block, the last block first.
 
         Shape:
-            z ``[B, T, D]``, y ``[B]`` -> x ``[B, channels, height, width]`` and how it was reached
+            z ``[B, T, D]``, y ``[B]`` -> x ``[B, channels, height, width]`` and the sweeps it took
         """
         stage = Decoded(z)
         for block in [*reversed(self.blocks), None]:
@@ -265,9 +265,9 @@ class Flow(nn.Module):
                 stage = block.inverse(stage.x, y, guidance, decoding)
 
     def sample(self, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draw an image for every label (−1: of no class) from the flow's density.
+        """Draw an image for every label (−1: no class) from the flow's density.
 
-        The noise is drawn on the CPU, so that a seed means the same images on every device.
+        The noise is drawn on the CPU, so a seed gives the same images on every device.
 
         Shape:
             y ``[B]`` -> images ``[B, channels, height, width]``

@@ -4,7 +4,6 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -15,12 +14,13 @@ from flowbench.errors import Diverged
 from flowbench.evaluation import likelihood
 from flowbench.flow import Flow
 from flowbench.means import Means
+from flowbench.seeding import generator
 
 VALIDATION_NOISE = 2412
 
 
 def build_flow(experiment: Experiment, shape: tuple[int, int, int], classes: int) -> Flow:
-    """Build the flow of an experiment for images of this shape and so many labelled classes."""
+    """Build the flow of an experiment for images of this shape and number of classes."""
     arguments = asdict(experiment.model)
     conditional = arguments.pop("conditional")
     return Flow(shape, classes if conditional else 0, **arguments)
@@ -34,10 +34,10 @@ class FlowModule(LightningModule):
     same three losses, the largest |log_slope| of every block and the share of its inputs in the
     transform's tails.
 
-    All noise follows from its place (seed, epoch, batch, device), not from what was drawn before:
-    so a resumed run draws what an uninterrupted one would have drawn, and no sample drawn in
-    between changes the training. Validation noise is the same in every epoch and every run, so that
-    curves compare weights, not noise.
+    All noise follows from its place (seed, epoch, batch, device), not from earlier draws: a resumed
+    run draws the same noise as an uninterrupted one, and samples drawn in between do not change the
+    training. Validation noise is the same in every epoch and every run, so curves compare weights,
+    not noise.
 
     Args:
         experiment: The whole configuration; it goes into every checkpoint.
@@ -45,8 +45,8 @@ class FlowModule(LightningModule):
         classes: Number of classes; 0 where images have no labels.
 
     Attributes:
-        spent: Seconds of training at the end of the last step; kept by who has a clock, where the
-            experiment has a budget of them.
+        spent: Seconds of training at the end of the last step; the ``Budget`` callback sets it
+            where the experiment has a budget of seconds.
     """
 
     def __init__(self, experiment: Experiment, shape: tuple[int, int, int], classes: int) -> None:
@@ -65,10 +65,10 @@ class FlowModule(LightningModule):
         return likelihood.dequantise_gaussian(pixels, data.noise_std, generator)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Loss of one batch; raises ``Diverged`` where it is not finite."""
+        """Compute the loss of one batch; raise ``Diverged`` if it is not finite."""
         pixels, y = batch
         place = (self.experiment.seed, self.current_epoch, batch_idx, self.global_rank)
-        noise = self._generator(*place)
+        noise = generator(*place, device=self.device)
         images = self.dequantise(pixels, noise)
         if share := self.experiment.optim.label_dropout:
             y = y.masked_fill(torch.rand(len(y), generator=noise, device=y.device) < share, -1)
@@ -80,12 +80,12 @@ class FlowModule(LightningModule):
         return loss
 
     def on_fit_start(self) -> None:
-        """Compile the flow, in place, where the experiment says so."""
+        """Compile the flow in place if the experiment asks for it."""
         if self.experiment.compile:
             self.flow.compile()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put beside the weights what is needed to build the flow again, as plain values."""
+        """Save what builds the flow again, as plain values, together with the weights."""
         checkpoint["flowbench"] = {
             "experiment": asdict(self.experiment),
             "shape": tuple(self.flow.shape),
@@ -94,16 +94,16 @@ class FlowModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the means of an epoch that was interrupted."""
+        """Continue the means of an interrupted epoch."""
         self.trained.load_state_dict(checkpoint["flowbench"]["trained"])
 
     def on_validation_epoch_start(self) -> None:
-        """Start the measurements and the validation noise anew."""
+        """Reset the measurements and the validation noise."""
         self.evaluated.clear()
-        self._noise = self._generator(VALIDATION_NOISE, self.global_rank)
+        self._noise = generator(VALIDATION_NOISE, self.global_rank, device=self.device)
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Losses and per-block diagnostics of one batch."""
+        """Measure losses and per-block diagnostics of one batch."""
         pixels, y = batch
         log_det = torch.zeros(len(y), device=self.device)
         z = pixels
@@ -117,9 +117,9 @@ class FlowModule(LightningModule):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with weight decay on matrices only, warm-up and cosine, stepped every batch.
 
-        The cosine follows the steps behind the warm-up. Under a budget of seconds nobody knows how
-        many there will be: it follows the share of the seconds that is spent, from the start on, as
-        a factor of the warm-up, which is one of steps always.
+        The cosine follows the steps after the warm-up. Under a budget of seconds the number of
+        steps is unknown: the cosine then follows the share of the seconds spent since the start,
+        and multiplies the warm-up, which always counts steps.
         """
         optim = self.experiment.optim
         matrices = [m.weight for m in self.flow.modules() if isinstance(m, nn.Linear)]
@@ -129,10 +129,10 @@ class FlowModule(LightningModule):
             {"params": matrices, "weight_decay": optim.weight_decay},
             {"params": rest, "weight_decay": 0.0},
         ]
-        # A fused step unscales gradients by itself, too late for them to be clipped.
+        # A fused step unscales gradients itself, too late for clipping.
         adam = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=not self._scaled())
-        self.trainer.fit_loop.setup_data()  # else the batches of an epoch may not be known yet
-        total = self.trainer.estimated_stepping_batches  # infinite where seconds end the training
+        self.trainer.fit_loop.setup_data()  # else the number of batches may not be known yet
+        total = self.trainer.estimated_stepping_batches  # infinite if seconds end the training
         steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         warmup = min(optim.warmup_epochs * steps, total)
         floor = optim.min_lr / optim.lr
@@ -162,11 +162,6 @@ class FlowModule(LightningModule):
             where = self._where_gradient()
             raise Diverged(f"{self._when()}: the gradient's norm is {norm.item()}, {where}")
 
-    def _generator(self, *place: int) -> torch.Generator:
-        """Noise that follows from its place alone; nearby places share nothing."""
-        seed = np.random.SeedSequence(place).generate_state(1, np.uint64).item()
-        return torch.Generator(self.device).manual_seed(seed)
-
     def _scaled(self) -> bool:
         return getattr(self.trainer.precision_plugin, "scaler", None) is not None
 
@@ -179,15 +174,15 @@ class FlowModule(LightningModule):
             for name, tensor in step._asdict().items():
                 if not torch.isfinite(tensor).all():
                     return f"first in block {i} of {len(self.flow.blocks)} ({name})"
-        return "though every block's output is finite: their sum overflows"
+        return "but every block's output is finite: their sum overflows"
 
     def _where_gradient(self) -> str:
-        # The backward pass runs from the last block to the first, so it began in the last bad one.
+        # The backward pass runs from the last block to the first: the last bad one failed first.
         for i, block in reversed(list(enumerate(self.flow.blocks))):
             for name, parameter in block.named_parameters():
                 if parameter.grad is not None and not torch.isfinite(parameter.grad).all():
                     return f"first in block {i} of {len(self.flow.blocks)} ({name})"
-        return "though every gradient is finite: the sum of their squares overflows"
+        return "but every gradient is finite: the sum of their squares overflows"
 
 
 def _losses(stage: str, prior: Tensor, logdet: Tensor) -> dict[str, Tensor]:

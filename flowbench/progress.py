@@ -1,4 +1,4 @@
-"""What a training run shows while it runs: a bar on a terminal, a line for every epoch anywhere."""
+"""Progress of a training run: a bar on a terminal, and a line for every epoch."""
 
 import time
 from typing import Any
@@ -11,9 +11,9 @@ from flowbench.terminal import duration
 
 
 class EpochLines(Callback):
-    """Shows the batches of an epoch as a bar, then leaves one line behind.
+    """Shows the batches of an epoch as a bar, then prints one line.
 
-    Where standard error is not a terminal there is no bar, only the lines.
+    Without a terminal there is no bar, only the lines.
 
     Args:
         label: What to call the run.
@@ -28,7 +28,7 @@ class EpochLines(Callback):
         self._first = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remember where a resumed run began, for the time that is left."""
+        """Remember where a resumed run began, to estimate the remaining time."""
         endless = trainer.max_epochs is None or trainer.max_epochs < 0  # max_steps ends it
         self._epochs = None if endless else trainer.max_epochs
         self._first = trainer.current_epoch
@@ -59,7 +59,7 @@ class EpochLines(Callback):
         self._bar.update(self._bar.task_ids[0], completed=batch_idx)
 
     def epoch_done(self, metrics: dict[str, float], epoch: int) -> None:
-        """Leave the epoch's line."""
+        """Print the epoch's line."""
         self.close()
         parts = [f"{self.label} · epoch {epoch}" + (f"/{self._epochs}" if self._epochs else "")]
         parts.append(f"train loss {metrics['train/loss']:.4f}")
@@ -75,15 +75,15 @@ class EpochLines(Callback):
         self._console.print(" · ".join(parts))
 
     def evaluating(self) -> None:
-        """Say that the epochs are over."""
+        """Say that the evaluation begins."""
         self._console.print(f"{self.label} · evaluating")
 
     def on_exception(self, *_: Any) -> None:
-        """Give the terminal back."""
+        """Close the bar."""
         self.close()
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar:
             self._bar.stop()
             self._bar = None

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flowbench.config import check
 from flowbench.errors import UsageError
 
 LIST = "a list of different values"
@@ -100,12 +101,6 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = merge(merged[key], value) if both else copy.deepcopy(value)
     return merged
-
-
-def check(holds: bool, key: str, value: object, valid: str) -> None:
-    """Raise a ``UsageError`` that says what would be valid, unless it holds."""
-    if not holds:
-        raise UsageError(f"{key} = {value!r} is not valid: {valid}")
 
 
 def _choice(name: str, entry: Any, keys: int) -> Choice:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from flowbench import schema
-from flowbench.config import Experiment, build, flat, read_yaml
+from flowbench.config import Experiment, check, flat
 from flowbench.errors import UsageError
-from flowbench.space import LIST, Choice, Range, check, merge, parts, put, read_space
+from flowbench.parsing import build, read_yaml
+from flowbench.space import LIST, Choice, Range, merge, parts, put, read_space
 
 __all__ = ["Choice", "Point", "Range", "StudyFile", "read"]
 
@@ -35,7 +36,7 @@ OPTIONAL: dict[str, Any] = {
 }
 """What a file may leave out, and what it means then."""
 BY_SCALE = ("space", "seeds", "trials")
-"""What a scale may set beside values of the experiment."""
+"""Keys that a scale may set in addition to values of the experiment."""
 NAMES = {
     "sampler": (GRID, "random", "tpe", "nsga2"),
     "pruner": ("none", "median", "hyperband"),
@@ -44,7 +45,7 @@ NAMES = {
 NOT_FREE = {
     "name": "its runs are named by the file",
     "seed": "seeds lists the repeats of every point",
-    **dict.fromkeys(set(OPTIONAL) - set(BY_SCALE), "it stands beside scales and holds for all"),
+    **dict.fromkeys(set(OPTIONAL) - set(BY_SCALE), "it is a key of its own, valid for all scales"),
 }
 """What neither base, space nor a scale may set, and why."""
 
@@ -64,8 +65,8 @@ class StudyFile:
 
     Attributes:
         path: The file.
-        name: The file's stem, with the scale behind it unless that is quick; names the runs, the
-            results directory and the report.
+        name: The file's stem, followed by the scale unless that is quick; the name of the runs,
+            the results directory and the report.
         scale: quick (minutes on a laptop) or full (the original protocol).
         question: What the study asks.
         expected: What was expected before any run.

@@ -1,4 +1,4 @@
-"""Words on the terminal: what is told at once, and a parser that tells errors on one line."""
+"""Messages on the terminal, argument types, and a parser with errors on one line."""
 
 import argparse
 import sys
@@ -8,12 +8,12 @@ from flowbench.errors import UsageError
 
 
 def say(text: str) -> None:
-    """Tell the user something at once, on standard error."""
+    """Print a message to standard error at once."""
     print(f"flowbench: {text}", file=sys.stderr, flush=True)
 
 
 def duration(seconds: float) -> str:
-    """Write seconds as people say them.
+    """Write a number of seconds in words.
 
     Example:
         >>> duration(42), duration(754)
@@ -41,7 +41,7 @@ def natural(text: str) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises an error where argparse would print several lines and leave."""
+    """Raises an error where argparse would print several lines and exit."""
 
     def error(self, message: str) -> NoReturn:
         """Raise ``UsageError``."""

@@ -1,4 +1,4 @@
-"""Seconds per epoch of a study's points, measured in turns and alone on the machine."""
+"""Seconds per epoch of a study's points, which take turns alone on the machine."""
 
 import os
 import random
@@ -23,14 +23,14 @@ from flowbench.tracking.store import PARENT, Run, Store
 from flowbench.tracking.tables import children
 
 BUSY = 0.5
-"""Load average above which something else must be running; a command that starts adds 0.2."""
+"""Load average above which another program must be running; this command adds 0.2."""
 SECONDS = "seconds_per_epoch"
 ONE_EPOCH = {"max_epochs": 1, "max_steps": -1, "limit_val_batches": 0}
 
 
 @dataclass(frozen=True)
 class Timed:
-    """A point that is timed: its flow, which trains on from round to round, and its run."""
+    """A timed point: its flow, which continues training from round to round, and its run."""
 
     label: str
     module: FlowModule
@@ -38,7 +38,7 @@ class Timed:
     run_id: str
 
     def epoch(self) -> dict[str, float]:
-        """Train for one epoch, and give its time and rate."""
+        """Train for one epoch; return its time and rate."""
         experiment = self.module.experiment
         trainer = make_trainer(replace(experiment, trainer={**experiment.trainer, **ONE_EPOCH}))
         clock = EpochClock()
@@ -51,25 +51,25 @@ class Timed:
 
 
 def measure(study: StudyFile, store: Store, parent: str) -> None:
-    """Time the points of a study, an epoch of each in every round, as many rounds as its epochs.
+    """Time the points of a study: an epoch of each in every round, as many rounds as its epochs.
 
-    All are in this one process, and every round takes them in another order: when the machine gets
-    slower it does so for all of them, and none always follows the largest. What is timed is the
-    training step of any run, by the same clock; nothing is validated or tested. Each point has a
-    run below the study's, with its rounds for epochs, and with the load average before each round,
-    of which the measuring is itself a part from the second on.
+    All points train in this process, and every round takes them in another order, so a slower
+    machine affects all of them, and none always follows the largest. The timed step is that of any
+    run, by the same clock; nothing is validated or tested. Each point has a run below the study's,
+    whose epochs are the rounds, with the load average before each round; from the second round
+    on that load includes the measurement itself.
 
-    The first round of a process warms it up. So the same call after an interruption repeats the
-    last whole round unrecorded, and goes on with the one that was cut off, from its beginning.
+    The first round of a process is a warm-up. The same call after an interruption therefore repeats
+    the last whole round without recording it, and then the interrupted one.
 
     Args:
-        study: A study in mode timing.
-        store: Where it is recorded.
+        study: A timing study.
+        store: The store of the runs.
         parent: Id of the study's run.
 
     Raises:
-        Interrupted: A signal stopped it; the whole rounds are kept.
-        UsageError: A point cannot be trained, or another process is at its run.
+        Interrupted: A signal stopped it; all whole rounds are recorded.
+        UsageError: A point cannot be trained, or another process runs it.
     """
     known = {run.data.tags["flowbench.digest"]: run for run in children(store, parent)}
     runs = [known.get(point.experiment.digest()) for point in study.points]
@@ -79,10 +79,10 @@ def measure(study: StudyFile, store: Store, parent: str) -> None:
     if all(run and run.info.status == "FINISHED" for run in runs):
         return
     if (load := os.getloadavg()[0]) > BUSY:
-        say(f"the machine is busy (load average {load:.1f}): epochs will seem slower than they are")
+        say(f"the machine is busy (load average {load:.1f}): epochs will take longer than usual")
     try:
         with ExitStack() as open_runs:
-            data = cache(FlowData)  # equal images are read once
+            data = cache(FlowData)  # the same images are read once
             timed = []
             for point, run in zip(study.points, runs, strict=True):
                 run_id = _open(study, store, parent, point, run)
@@ -100,11 +100,11 @@ def measure(study: StudyFile, store: Store, parent: str) -> None:
                 left = (rounds - number) * (time.monotonic() - began)
                 say(f"round {number} of {rounds} done, about {duration(left)} left")
     except (KeyboardInterrupt, SystemExit) as error:
-        raise Interrupted("stopped; all whole rounds are kept") from error
+        raise Interrupted("stopped; all whole rounds are recorded") from error
 
 
 def _rounds(store: Store, run: Run | None) -> int:
-    """Count the rounds that a point has been through."""
+    """Return the number of recorded rounds of a point."""
     if run is None:
         return 0
     history = store.client.get_metric_history(run.info.run_id, SECONDS)
@@ -112,7 +112,7 @@ def _rounds(store: Store, run: Run | None) -> int:
 
 
 def _open(study: StudyFile, store: Store, parent: str, point: Point, run: Run | None) -> str:
-    """Go on with a point's run, or start it."""
+    """Continue a point's run, or start it."""
     if run:
         store.reopen(run.info.run_id)
         return str(run.info.run_id)
@@ -141,11 +141,11 @@ def _timed(point: Point, images: FlowData, run_id: str) -> Timed:
 
 
 def _round(timed: Sequence[Timed], number: int, store: Store | None) -> None:
-    """Train each for one epoch; without a store, only to warm up."""
+    """Train each for one epoch; without a store this is a warm-up."""
     load = os.getloadavg()[0]
     for one in random.Random(str(number)).sample(timed, len(timed)):
         measured = one.epoch()
         say(f"{one.label} · {measured[SECONDS]:.2f} s/epoch" + ("" if store else " (warming up)"))
         if store:
-            told = {"first_epoch": float(number == 1), "load": load}
-            store.log(one.run_id, {**measured, **told}, number)
+            about = {"first_epoch": float(number == 1), "load": load}
+            store.log(one.run_id, {**measured, **about}, number)

@@ -20,11 +20,11 @@ HEAD_DIM = 64
 
 
 class Cache(NamedTuple):
-    """The one place where sampling keeps state: made by the sampler, passed down, then dropped.
+    """The state of sampling: made by the sampler, passed down, then dropped.
 
     Attributes:
         layers: Keys and values of the tokens so far, ``[2, B, H, T, C/H]`` for each layer.
-        packed: The network's weights as the kernel for single tokens wants them, where it fits.
+        packed: The network's weights in the layout of the single-token kernel, where it applies.
     """
 
     layers: tuple[Tensor, ...]
@@ -284,8 +284,8 @@ class CausalTransformer(nn.Module):
 
 
 def _exactly(x: Tensor) -> AbstractContextManager[object]:
-    """Leave autocast for what comes in and goes out: pixels, noise, and what the transform takes.
+    """Disable autocast for inputs and outputs: pixels, noise, and parameters of the transform.
 
-    Near 1 bfloat16 is as coarse as the noise of dequantisation that a shift has to tell apart.
+    Near 1 bfloat16 is as coarse as the noise of dequantisation, which a shift has to resolve.
     """
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)

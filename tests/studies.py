@@ -8,12 +8,12 @@ import tiny
 import yaml
 
 from flowbench.study import StudyFile, read
+from flowbench.sweep.optuna_study import PARENT_RUN, open_study
 from flowbench.sweep.parent import journal
-from flowbench.sweep.places import Places
+from flowbench.sweep.planned import PlannedTrials
 from flowbench.sweep.stop import Stop
 from flowbench.sweep.storage import Storage
-from flowbench.sweep.studies import PARENT_RUN, open_study
-from flowbench.sweep.worker import Orders, work
+from flowbench.sweep.worker import WorkerArguments, work
 from flowbench.tracking.store import PARENT, Run, Store
 
 GRID = {"space": {"model.transform": ["affine", "additive"]}, "seeds": [0, 1]}
@@ -45,22 +45,24 @@ def study(directory: Path, **changes: Any) -> StudyFile:
     return read(file)
 
 
-def places(which: StudyFile, storage: Storage, planned: int | None = None) -> Places:
-    """The places of a study of this name, which is made where there is none, without a store."""
+def planned(which: StudyFile, storage: Storage, total: int | None = None) -> PlannedTrials:
+    """The planned trials of a study of this name, made where there is none, without a store."""
     directions = ["minimize"] * len(which.objectives)
     trials = optuna.create_study(
         study_name=which.name, storage=storage.backend, directions=directions, load_if_exists=True
     )
-    return Places(trials, storage, which, planned or which.trials)
+    return PlannedTrials(trials, storage, which, total or which.trials)
 
 
-def run(which: StudyFile, store: Store, stop: Stop | None = None, workers: int = 1) -> Places:
+def run(
+    which: StudyFile, store: Store, stop: Stop | None = None, workers: int = 1
+) -> PlannedTrials:
     """Sweep in this very process: what the command does, then what its worker does."""
     storage = Storage(journal(which, store.results))
     opened = open_study(which, storage, store, new_version=False)
-    made = Places(opened, storage, which, which.trials)
+    made = PlannedTrials(opened, storage, which, which.trials)
     made.prepare()
-    orders = Orders(
+    arguments = WorkerArguments(
         file=str(which.path),
         scale=which.scale,
         results=str(store.results),
@@ -69,22 +71,22 @@ def run(which: StudyFile, store: Store, stop: Stop | None = None, workers: int =
         planned=which.trials,
         workers=workers,
     )
-    work(orders, stop or Stop())
+    work(arguments, stop or Stop())
     return made
 
 
-def recorded(store: Store, made: Places) -> list[Run]:
+def recorded(store: Store, made: PlannedTrials) -> list[Run]:
     """The runs of a study, in the order in which they were started."""
     parent = made.trials.user_attrs[PARENT_RUN]
     return list(reversed(store.search(f"tags.`{PARENT}` = '{parent}'")))
 
 
-def states(made: Places) -> list[str]:
+def states(made: PlannedTrials) -> list[str]:
     """The states of all attempts, in the order in which they were queued."""
     return [attempt.state.name for attempt in made.all_attempts()]
 
 
-def assert_agreement(store: Store, made: Places) -> None:
+def assert_agreement(store: Store, made: PlannedTrials) -> None:
     """Optuna and the store tell the same of every trial."""
     known = {str(attempt.number): attempt.state.name for attempt in made.all_attempts()}
     for run in recorded(store, made):
@@ -93,11 +95,11 @@ def assert_agreement(store: Store, made: Places) -> None:
         assert complete == (run.info.status == "FINISHED")
 
 
-def assert_complete(store: Store, made: Places) -> None:
+def assert_complete(store: Store, made: PlannedTrials) -> None:
     """Every planned trial has come to its end once; both sides know, and nothing is open."""
     last = made.last_attempts()
-    assert [attempt.state.name for attempt in last] == ["COMPLETE"] * made.planned
+    assert [attempt.state.name for attempt in last] == ["COMPLETE"] * made.total
     finished = [run for run in recorded(store, made) if run.info.status == "FINISHED"]
-    assert len(finished) == made.planned * (1 if made.study.points else len(made.study.seeds))
+    assert len(finished) == made.total * (1 if made.study.points else len(made.study.seeds))
     assert not {run.info.status for run in recorded(store, made)} & {"RUNNING", "SCHEDULED"}
     assert_agreement(store, made)

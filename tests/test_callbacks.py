@@ -12,7 +12,8 @@ import pytest
 import tiny
 import torch
 
-from flowbench.callbacks import AtomicCheckpointIO, Budget, EpochClock, EveryEpochs
+from flowbench.callbacks import Budget, EpochClock, EveryEpochs
+from flowbench.checkpoint import AtomicCheckpointIO
 from flowbench.errors import Interrupted, UsageError
 from flowbench.experiment import run
 from flowbench.module import FlowModule

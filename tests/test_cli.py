@@ -23,9 +23,9 @@ from PIL import Image
 from plain_flow import wake
 
 from flowbench.__main__ import COMMANDS, main
-from flowbench.config import build
 from flowbench.evaluation.sampling import Sampling, draw_classes
 from flowbench.module import FlowModule, build_flow
+from flowbench.parsing import build
 from flowbench.study import read
 from flowbench.tracking.store import Store
 
@@ -111,7 +111,7 @@ def test_the_help_of_train_explains_every_option(capsys: pytest.CaptureFixture[s
         "--optim.ema": "Decay of a moving average of the weights",
         "--evaluate.draws": "Passes over the test set",
         "--trainer": "Any option of Lightning's Trainer",
-        "--resume": "go on with this stopped run",
+        "--resume": "continue this stopped run",
     }.items():
         assert option in shown
         assert words in shown
@@ -465,7 +465,7 @@ def test_a_stopped_run_tells_the_command_that_goes_on(
     line = capsys.readouterr().err.splitlines()[-1]
     command = f"flowbench train --resume {run_id} --results {results}"
     assert line.startswith(f"flowbench: run {run_id} stopped; kept: {results}")
-    assert line.endswith(f"go on with: {command}")
+    assert line.endswith(f"continue with: {command}")
     assert main(command.split()[1:]) == 0
     assert tiny.runs(Store(results)) == {run_id: "FINISHED"}
 
@@ -529,7 +529,7 @@ def test_a_signal_stops_a_process_and_keeps_its_run(
     assert command.end() == 130
     ((run_id, status),) = tiny.runs(Store(results)).items()
     assert status == "KILLED"
-    assert f"go on with: flowbench train --resume {run_id}" in command.lines[-1]
+    assert f"continue with: flowbench train --resume {run_id}" in command.lines[-1]
     assert "Traceback" not in "\n".join(command.lines)
     assert Store(results).checkpoint(run_id).exists()
 

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from flowbench.config import Experiment, Model, build, experiment_parser, flat, parse, to_yaml
+from flowbench.config import Experiment, Model, flat, to_yaml
 from flowbench.errors import UsageError
+from flowbench.parsing import build, experiment_parser, parse
 
 
 def parsed(*arguments: str) -> Experiment:

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from flowbench import callbacks
+from flowbench import callbacks, checkpoint
 from flowbench.config import Experiment
 from flowbench.errors import Diverged, Interrupted, UsageError
 from flowbench.experiment import run
@@ -105,7 +105,7 @@ def test_a_run_that_died_goes_on_from_its_last_checkpoint(
     experiment = tiny.experiment(optim__ema=0.9)
     known = set(tiny.runs(shared))
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks, "CHECKPOINT_SECONDS", 0)
+        patch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0)
         tiny.at(patch, "training", 1, 4, dies)
         with pytest.raises(RuntimeError, match="the power went"):
             run(experiment, shared)
@@ -228,7 +228,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_block(
 
 @pytest.mark.parametrize(
     ("factor", "where"),
-    [(torch.nan, r"norm is nan, first in block 1 .*bias"), (1e38, "norm is inf, though every")],
+    [(torch.nan, r"norm is nan, first in block 1 .*bias"), (1e38, "norm is inf, but every")],
 )
 def test_a_gradient_that_is_not_finite_names_its_block(
     factor: float, where: str, store: Store, monkeypatch: pytest.MonkeyPatch
@@ -349,7 +349,7 @@ def test_only_training_counts_as_time(store: Store, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(owner, name, patched)
 
     monkeypatch.setattr(callbacks.EpochClock, "_now", staticmethod(lambda: now[0]))
-    monkeypatch.setattr(callbacks, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", 0)
     costs(FlowModule, "training_step", 1)
     costs(FlowModule, "configure_optimizers", 10)
     costs(FlowModule, "validation_step", 100)

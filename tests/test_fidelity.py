@@ -307,7 +307,7 @@ def test_a_damaged_cache_is_made_anew_with_the_same_numbers(splits, tmp_path, ca
     for path in paths:
         path.write_bytes(path.read_bytes()[:-200])
     assert measured() == before
-    assert capsys.readouterr().err.count("it is made anew") == 2
+    assert capsys.readouterr().err.count("it is computed again") == 2
 
 
 # --- agreement -----------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "flowbench"
 LAYERS = [
-    ["errors"],
-    ["terminal", "means", "config", "space"],
-    ["schema"],
+    ["errors", "atomic", "seeding"],
+    ["terminal", "means", "config"],
+    ["space", "parsing", "schema"],
     ["study"],
     ["kernels"],
     ["transforms", "orders", "evaluation.likelihood"],
@@ -20,7 +20,9 @@ LAYERS = [
     ["data", "tracking"],
     ["evaluation"],
     ["module", "progress"],
-    ["callbacks", "checkpoint"],
+    ["callbacks"],
+    ["checkpoint"],
+    ["measure"],
     ["experiment"],
     ["timing"],
     ["sweep", "report"],
@@ -34,8 +36,8 @@ ONLY = {
     "optuna": ["sweep"],
     "mlflow": ["tracking"],
     "torch_fidelity": ["evaluation"],
-    "lightning": ["module", "callbacks", "data.module", "experiment", "timing", "progress"],
-    "jsonargparse": ["config"],
+    "lightning": ["module", "callbacks", "checkpoint", "data.module", "experiment", "progress"],
+    "jsonargparse": ["parsing"],
 }
 PURE = [
     "kernels",
@@ -47,7 +49,7 @@ PURE = [
     "evaluation.likelihood",
     "means",
 ]
-LIGHT = ["errors", "terminal", "config", "schema", "space", "study", "__main__"]
+LIGHT = ["errors", "terminal", "config", "parsing", "schema", "space", "study", "__main__"]
 
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

@@ -16,9 +16,11 @@ from flowbench.config import Experiment, Optim
 from flowbench.data.module import FlowData
 from flowbench.errors import UsageError
 from flowbench.evaluation.likelihood import bits_per_dim, objective
-from flowbench.experiment import evaluate, run
+from flowbench.experiment import run
 from flowbench.means import Means
+from flowbench.measure import evaluate
 from flowbench.module import FlowModule
+from flowbench.seeding import generator
 from flowbench.tracking.store import Store
 
 pytestmark = tiny.LIBRARIES
@@ -135,10 +137,8 @@ def test_only_an_experiment_that_says_so_is_compiled(wanted: bool) -> None:
 
 
 def test_noise_follows_from_its_place_alone() -> None:
-    module = FlowModule(tiny.experiment(), (1, 28, 28), 10)
-
     def noise(*place: int) -> torch.Tensor:
-        return torch.rand(1000, generator=module._generator(*place))
+        return torch.rand(1000, generator=generator(*place))
 
     assert torch.equal(noise(0, 1, 2, 3), noise(0, 1, 2, 3))
     places = [(0, 1, 2, 3), (1, 1, 2, 3), (0, 2, 2, 3), (0, 1, 3, 3), (0, 1, 2, 4), (0, 2, 1, 3)]
@@ -226,7 +226,7 @@ def test_recorded_losses_are_means_over_all_images(tmp_path: Path) -> None:
     record = run(tiny.experiment(**options), store)
     module = load(store.checkpoint(record.run_id))
     val = FlowData(module.experiment.data, 0).splits.val
-    noise = module._generator(2412, 0)
+    noise = generator(2412, 0)
     parts = range(0, 500, 250)
     images = torch.cat([module.dequantise(val.pixels[i : i + 250], noise) for i in parts])
     with torch.no_grad():

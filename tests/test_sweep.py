@@ -20,11 +20,11 @@ from flowbench.module import FlowModule
 from flowbench.study import StudyFile
 from flowbench.sweep import parent, trial
 from flowbench.sweep.heartbeat import Heartbeat
+from flowbench.sweep.optuna_study import PARENT_RUN
 from flowbench.sweep.parent import journal, sweep
-from flowbench.sweep.places import END, OVERHEAD, OWNER, PLACE, Places
+from flowbench.sweep.planned import END, INDEX, OVERHEAD, OWNER, PlannedTrials
 from flowbench.sweep.stop import Stop
 from flowbench.sweep.storage import Storage
-from flowbench.sweep.studies import PARENT_RUN
 from flowbench.tracking.provenance import STARTED, owner
 from flowbench.tracking.store import PARENT, Store, StoreError
 
@@ -70,11 +70,11 @@ def during(act: Callable[[FlowModule, int], Any]) -> Iterator[pytest.MonkeyPatch
         yield patch
 
 
-def statuses(store: Store, made: Places) -> list[str]:
+def statuses(store: Store, made: PlannedTrials) -> list[str]:
     return [run.info.status for run in studies.recorded(store, made)]
 
 
-def as_if_killed(made: Places, number: int) -> None:
+def as_if_killed(made: PlannedTrials, number: int) -> None:
     """Leave a running trial as one whose process is dead."""
     made.storage.backend.set_trial_user_attr(made.id(number), OWNER, {**owner(), STARTED: "0.50"})
 
@@ -178,12 +178,12 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(store: Store, two: StudyFile
             signal.raise_signal(signal.SIGTERM)
 
     with during(stop) as patch:
-        patch.setattr(trial.Runner, "_tell", lambda *_: None)
+        patch.setattr(trial.Runner, "_report", lambda *_: None)
         with pytest.raises(Interrupted):
             studies.run(two, store)
     ((run_id, _),) = tiny.runs(store).items()
     store.client.update_run(run_id, status="RUNNING")
-    as_if_killed(studies.places(two, Storage(journal(two, store.results))), 0)
+    as_if_killed(studies.planned(two, Storage(journal(two, store.results))), 0)
 
     made = studies.run(two, store, workers=3)
     studies.assert_complete(store, made)
@@ -229,13 +229,13 @@ def test_a_signal_between_runs_ends_the_worker_with_all_told(
     store: Store, two: StudyFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stop = Stop()
-    tell = trial.Runner._tell
+    tell = trial.Runner._report
 
     def told(self: trial.Runner, *args: Any) -> None:
         stop._on_signal(signal.SIGINT, None)
         tell(self, *args)
 
-    monkeypatch.setattr(trial.Runner, "_tell", told)
+    monkeypatch.setattr(trial.Runner, "_report", told)
     made = studies.run(two, store, stop)
     assert studies.states(made) == ["COMPLETE", "WAITING"]
     studies.assert_agreement(store, made)
@@ -260,7 +260,7 @@ def test_what_is_left_open_at_the_end_is_closed(copy: Store, tmp_path: Path) -> 
 def test_a_trial_that_was_taken_over_is_given_up(
     store: Store, two: StudyFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = studies.places(two, Storage(journal(two, store.results)))
+    made = studies.planned(two, Storage(journal(two, store.results)))
 
     def take(_: FlowModule, batch: int) -> None:
         if batch == 1:
@@ -361,7 +361,7 @@ def test_what_promises_little_is_stopped_and_marked(
     def strict(_: StudyFile) -> BasePruner:
         return ThresholdPruner(upper=-100.0, n_warmup_steps=2)
 
-    monkeypatch.setattr("flowbench.sweep.studies.pruner", strict)
+    monkeypatch.setattr("flowbench.sweep.optuna_study.pruner", strict)
     options = {**studies.SEARCH, "trials": 1, "pruner": "median", "seeds": [0, 1]}
     which = studies.study(tmp_path, **options, scales={"quick": {"trainer": {"max_epochs": 5}}})
     made = studies.run(which, store)
@@ -374,7 +374,7 @@ def test_what_promises_little_is_stopped_and_marked(
     assert made.over()
 
     # Killed before Optuna knew, it is told as pruned, not trained on.
-    made.trials.enqueue_trial(pruned.params, user_attrs={PLACE: 0, "try": 2, "retry_of": 0})
+    made.trials.enqueue_trial(pruned.params, user_attrs={INDEX: 0, "try": 2, "retry_of": 0})
     studies.run(which, store)
     assert studies.states(made) == ["PRUNED", "PRUNED"]
     assert len(tiny.runs(store)) == 1

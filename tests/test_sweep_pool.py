@@ -13,9 +13,11 @@ import studies
 from flowbench.errors import UsageError
 from flowbench.sweep import pool
 from flowbench.sweep.pool import DEATHS, Layout, Pool, layout
-from flowbench.sweep.worker import Orders
+from flowbench.sweep.worker import WorkerArguments
 
-ORDERS = Orders("which.yaml", "quick", "results", "which.log", "which", planned=4, workers=1)
+ARGUMENTS = WorkerArguments(
+    "which.yaml", "quick", "results", "which.log", "which", planned=4, workers=1
+)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ class Stand:
         popen = pool.subprocess.Popen
         patched = lambda _, **options: popen([sys.executable, str(script)], **options)  # noqa: E731
         monkeypatch.setattr(pool.subprocess, "Popen", patched)
-        self.pool = Pool(Layout(1, 1), ORDERS, directory / "logs")
+        self.pool = Pool(Layout(1, 1), ARGUMENTS, directory / "logs")
 
     def watch(self, seconds: float = 0.0, **options: Any) -> int:
         """Watch until nobody works; give the number of looks."""
@@ -83,7 +85,7 @@ class Stand:
         return looks
 
 
-def test_a_worker_gets_its_orders_and_stops_when_its_input_ends(
+def test_a_worker_gets_its_arguments_and_stops_when_its_input_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code = """
@@ -97,7 +99,7 @@ def test_a_worker_gets_its_orders_and_stops_when_its_input_ends(
         worker = stand.pool.workers[0]
         while "which.yaml" not in worker.last_line():
             assert stand.pool.watch(0)
-        assert Orders.read(worker.last_line()) == ORDERS
+        assert WorkerArguments.from_line(worker.last_line()) == ARGUMENTS
     assert worker.process.returncode == 0
     assert worker.last_line() == "stopped"
     assert not stand.pool.watch(0)
@@ -110,7 +112,7 @@ def test_a_worker_that_dies_again_and_again_is_given_up(
     told = rf"worker 1 died \(exit status 1\) {DEATHS} times in a row: no memory left; .*1.log"
     with pytest.raises(UsageError, match=told):
         stand.watch(ended=lambda _: 0)
-    assert capsys.readouterr().err.count("another takes its place") == DEATHS - 1
+    assert capsys.readouterr().err.count("it is restarted") == DEATHS - 1
 
 
 def test_deaths_count_only_as_long_as_no_trial_ends(

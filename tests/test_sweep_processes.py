@@ -14,7 +14,7 @@ import tiny
 
 from flowbench.study import StudyFile
 from flowbench.sweep.parent import journal
-from flowbench.sweep.places import Places
+from flowbench.sweep.planned import PlannedTrials
 from flowbench.sweep.storage import Storage
 from flowbench.tracking.store import Store
 
@@ -90,8 +90,8 @@ def until(holds: Callable[[], object]) -> None:
         time.sleep(0.1)
 
 
-def opened(which: StudyFile, results: Path) -> Places:
-    return studies.places(which, Storage(journal(which, results)))
+def opened(which: StudyFile, results: Path) -> PlannedTrials:
+    return studies.planned(which, Storage(journal(which, results)))
 
 
 def training(results: Path, count: int) -> Callable[[], bool]:
@@ -105,7 +105,7 @@ def training(results: Path, count: int) -> Callable[[], bool]:
     return checkpoints
 
 
-def by_digest(store: Store, made: Places) -> dict[str, str]:
+def by_digest(store: Store, made: PlannedTrials) -> dict[str, str]:
     runs = studies.recorded(store, made)
     return {run.data.tags["flowbench.digest"]: run.info.run_id for run in runs}
 
@@ -114,7 +114,7 @@ def gone(processes: list[psutil.Process]) -> bool:
     return not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes)
 
 
-def assert_complete(which: StudyFile, results: Path) -> Places:
+def assert_complete(which: StudyFile, results: Path) -> PlannedTrials:
     made = opened(which, results)
     studies.assert_complete(Store(results), made)
     return made
@@ -130,8 +130,8 @@ def test_workers_share_a_study_and_survive_the_death_of_one(
     assert sweep.end() == 0, sweep.text()
     assert gone([first, second])
     made = assert_complete(which, results)
-    assert "worker 1 died (signal 9): another takes its place" in sweep.text()
-    assert "has lost its process" in sweep.text()
+    assert "worker 1 died (signal 9): it is restarted" in sweep.text()
+    assert "its process died" in sweep.text()
     assert len(tiny.runs(Store(results))) == 4  # the run went on as itself
     (again,) = [attempt for attempt in made.all_attempts() if "retry_of" in attempt.user_attrs]
     assert again.user_attrs["try"] == 2
@@ -161,7 +161,7 @@ def test_workers_stop_with_their_parent_and_the_study_goes_on(
     assert sweep.end() == 130
     assert gone(workers)
     again = (
-        f"go on with: flowbench sweep {which.path} --scale quick --workers=2 --results {results}"
+        f"continue with: flowbench sweep {which.path} --scale quick --workers=2 --results {results}"
     )
     assert again in sweep.text()
     made = opened(which, results)

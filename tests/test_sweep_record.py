@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 from flowbench.errors import Interrupted
 from flowbench.sweep import parent
 from flowbench.sweep.parent import sweep
-from flowbench.sweep.places import DIED, END, ERROR, STOPPED, TRY, Places
+from flowbench.sweep.planned import DIED, END, ERROR, STOPPED, TRY, PlannedTrials
 from flowbench.sweep.record import LEAST, importances, trials
 from flowbench.sweep.samplers import suggest
 from flowbench.sweep.storage import Storage
@@ -30,55 +30,57 @@ SPACE: dict[str, Any] = {
 }
 
 
-def made(directory: Path, **options: Any) -> Places:
-    """The places of a study, of which none has been claimed."""
-    return studies.places(studies.study(directory, **options), Storage(str(directory / "a.log")))
+def made(directory: Path, **options: Any) -> PlannedTrials:
+    """The planned of a study, of which none has been claimed."""
+    return studies.planned(studies.study(directory, **options), Storage(str(directory / "a.log")))
 
 
-def search(directory: Path, count: int, **options: Any) -> Places:
+def search(directory: Path, count: int, **options: Any) -> PlannedTrials:
     options = {"space": SPACE, "sampler": "random", "trials": count, **options}
     return made(directory, **options)
 
 
 def attempt(
-    places: Places,
+    planned: PlannedTrials,
     values: list[float] | None,
     state: TrialState = TrialState.COMPLETE,
     **attributes: Any,
 ) -> None:
     """Claim the next trial, and tell that it came to this."""
-    trial = places.claim()
+    trial = planned.claim()
     assert trial
-    suggest(trial, places.study.space)
+    suggest(trial, planned.study.space)
     for key, value in attributes.items():
         trial.set_user_attr(key, value)
     if state == TrialState.PRUNED:
         trial.report(7.5, 1)
-    places.trials.tell(trial, values, state=state)
+    planned.trials.tell(trial, values, state=state)
 
 
-def completed(places: Places, function: Callable[[dict[str, Any]], list[float]]) -> Places:
+def completed(
+    planned: PlannedTrials, function: Callable[[dict[str, Any]], list[float]]
+) -> PlannedTrials:
     """Run every trial by a function of its values, which are the same in every run of the tests."""
-    places.trials.sampler = RandomSampler(seed=0)
-    while trial := places.claim():
-        values = suggest(trial, places.study.space)
-        if places.study.points:
-            values["seed"] = trial.suggest_categorical("seed", places.study.seeds)
-        places.trials.tell(trial, function(values))
-    return places
+    planned.trials.sampler = RandomSampler(seed=0)
+    while trial := planned.claim():
+        values = suggest(trial, planned.study.space)
+        if planned.study.points:
+            values["seed"] = trial.suggest_categorical("seed", planned.study.seeds)
+        planned.trials.tell(trial, function(values))
+    return planned
 
 
 def test_every_attempt_has_a_row_that_agrees_with_optuna(tmp_path: Path) -> None:
-    places = search(tmp_path, 6)
-    attempt(places, [1.5])
-    attempt(places, None, TrialState.FAIL, **{END: STOPPED})
-    attempt(places, [2.5])  # at the place of the one that was stopped
-    attempt(places, None, TrialState.FAIL, **{ERROR: "diverged"})
-    attempt(places, None, TrialState.PRUNED)
-    attempt(places, None, TrialState.FAIL, **{END: DIED, TRY: 3})
-    assert places.claim()
-    table = trials(places)
-    known = places.trials.trials
+    planned = search(tmp_path, 6)
+    attempt(planned, [1.5])
+    attempt(planned, None, TrialState.FAIL, **{END: STOPPED})
+    attempt(planned, [2.5])  # at the place of the one that was stopped
+    attempt(planned, None, TrialState.FAIL, **{ERROR: "diverged"})
+    attempt(planned, None, TrialState.PRUNED)
+    attempt(planned, None, TrialState.FAIL, **{END: DIED, TRY: 3})
+    assert planned.claim()
+    table = trials(planned)
+    known = planned.trials.trials
     assert table["trial"].tolist() == [trial.number for trial in known] == list(range(7))
     assert table["state"].tolist() == [trial.state.name for trial in known]
     assert table["state"].tolist() == [
@@ -101,9 +103,9 @@ def test_every_attempt_has_a_row_that_agrees_with_optuna(tmp_path: Path) -> None
 
 
 def test_what_waits_has_the_values_that_it_was_queued_with(tmp_path: Path) -> None:
-    places = made(tmp_path)  # a grid
-    assert places.claim()
-    table = trials(places)
+    planned = made(tmp_path)  # a grid
+    assert planned.claim()
+    table = trials(planned)
     assert table["state"].tolist() == ["RUNNING", *["WAITING"] * 3]
     assert table["model.transform"].tolist() == ["affine", "additive"] * 2
     assert table["seed"].tolist() == [0, 0, 1, 1]
@@ -111,22 +113,22 @@ def test_what_waits_has_the_values_that_it_was_queued_with(tmp_path: Path) -> No
 
 
 def test_integers_stay_integers_in_the_file(tmp_path: Path) -> None:
-    places = search(tmp_path, 2)
-    attempt(places, None, TrialState.FAIL, **{END: STOPPED})
-    attempt(places, [1.0])
-    assert trials(places).to_csv(index=False).splitlines()[3].startswith("2,0,COMPLETE,0,")
+    planned = search(tmp_path, 2)
+    attempt(planned, None, TrialState.FAIL, **{END: STOPPED})
+    attempt(planned, [1.0])
+    assert trials(planned).to_csv(index=False).splitlines()[3].startswith("2,0,COMPLETE,0,")
 
 
 def test_the_parameter_that_matters_is_the_first_of_each_objective(tmp_path: Path) -> None:
     objectives = {"val/bpd": "minimize", "seconds_per_epoch": "minimize"}
-    places = completed(
+    planned = completed(
         search(tmp_path, 20, objectives=objectives),
         lambda v: [
             v["optim.lr"] + 0.01 * v["model.blocks, model.layers"][0],
             10.0 * v["model.blocks, model.layers"][0] + v["optim.lr"],
         ],
     )
-    table = importances(places)
+    table = importances(planned)
     assert list(table.columns) == ["objective", "parameter", "importance"]
     first = table.drop_duplicates("objective").set_index("objective")
     assert first["parameter"].to_dict() == {
@@ -135,18 +137,18 @@ def test_the_parameter_that_matters_is_the_first_of_each_objective(tmp_path: Pat
     }
     assert (first["importance"] > 0.8).all()
     assert (table.groupby("objective")["importance"].sum() <= 1).all()
-    pd.testing.assert_frame_equal(importances(places), table, check_exact=True)
+    pd.testing.assert_frame_equal(importances(planned), table, check_exact=True)
 
 
 def test_chance_is_the_importance_of_the_seed(tmp_path: Path) -> None:
     space = {"model.transform": ["affine", "additive", "rqs-4"]}
-    places = completed(
+    planned = completed(
         made(tmp_path, space=space, seeds=[0, 1, 2]),
         lambda v: [
             {"affine": 3.0, "additive": 2.0, "rqs-4": 1.0}[v["model.transform"]] + 0.1 * v["seed"]
         ],
     )
-    shares = importances(places).set_index("parameter")["importance"]
+    shares = importances(planned).set_index("parameter")["importance"]
     assert 0 < shares["seed"] < 0.1 < 0.8 < shares["model.transform"]
 
 
@@ -165,8 +167,8 @@ def test_why_there_are_no_importances_is_told_on_one_line(
     options: dict[str, Any],
     why: str,
 ) -> None:
-    places = completed(search(tmp_path, count, **options), lambda _: [1.0])
-    assert importances(places).empty
+    planned = completed(search(tmp_path, count, **options), lambda _: [1.0])
+    assert importances(planned).empty
     (line,) = capsys.readouterr().err.splitlines()
     assert why in line
 
@@ -176,7 +178,7 @@ def test_a_sweep_leaves_both_also_where_it_is_interrupted(
 ) -> None:
     store = Store(tiny.results(tmp_path / "results"))
     which = studies.study(tmp_path, seeds=[0])
-    places = studies.run(which, store)
+    planned = studies.run(which, store)
 
     def interrupted(*_: Any) -> None:
         raise Interrupted("stopped")
@@ -189,7 +191,7 @@ def test_a_sweep_leaves_both_also_where_it_is_interrupted(
     assert run.info.status == "KILLED"
     found = tables.search(store, run)
     assert found["trials"]["state"].tolist() == ["COMPLETE"] * 2
-    values = [attempt.values[0] for attempt in places.last_attempts()]
+    values = [attempt.values[0] for attempt in planned.last_attempts()]
     assert found["trials"]["val/loss"].tolist() == [str(value) for value in values]
     assert "importances" not in found  # one seed, so that one parameter varies
     assert tables.objectives(run) == {"val/loss": "minimize"}

@@ -40,7 +40,7 @@ def test_a_half_written_last_line_is_cut_off(
     assert numbers(journal) == [0, 1]
     writer = optuna.load_study(study_name="s", storage=Storage(str(journal)).backend)
     writer.ask()
-    assert f"cut off {len(torn)} bytes of a last line" in capsys.readouterr().err
+    assert f"cut off {len(torn)} bytes of an incomplete last line" in capsys.readouterr().err
     assert journal.read_bytes().startswith(whole)
     assert all(json.loads(line) for line in journal.read_text().splitlines())
     assert numbers(journal) == [0, 1, 2]

@@ -129,7 +129,7 @@ def test_an_interrupted_measuring_goes_on_with_the_round_that_was_cut_off(
 ) -> None:
     store, parent = opened(tmp_path / "results", study)
     epochs.stop = stop
-    with pytest.raises(Interrupted, match="all whole rounds are kept"):
+    with pytest.raises(Interrupted, match="all whole rounds are recorded"):
         measure(study, store, parent)
     assert statuses(store) == ["KILLED"] * 3
     epochs.stop = 0

@@ -16,9 +16,9 @@ import yaml
 from PIL import Image
 
 from flowbench import config
-from flowbench.config import build
 from flowbench.errors import UsageError
 from flowbench.experiment import Record, run
+from flowbench.parsing import build
 from flowbench.tracking import tables
 from flowbench.tracking.provenance import is_gone, is_local, is_orphan, owner
 from flowbench.tracking.store import Store
@@ -188,7 +188,7 @@ def test_another_store_is_chosen_by_the_environment(
 
 def test_only_a_stopped_run_goes_on(store: Store, record: Record) -> None:
     experiment = store.experiment(record.run_id)
-    with pytest.raises(UsageError, match="is finished: there is nothing to go on with"):
+    with pytest.raises(UsageError, match="is finished: there is nothing to resume"):
         run(experiment, store, resume=record.run_id)
     live = store.start("train", "live", {})
     with pytest.raises(UsageError, match=rf"live is being run by process {os.getpid()} on .*wait"):

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from flowbench.config import Experiment, build
+from flowbench.config import Experiment
 from flowbench.evaluation import protocol
 from flowbench.module import FlowModule
+from flowbench.parsing import build
 from flowbench.tracking.store import Store
 
 OPTIONS = {

@@ -1,4 +1,4 @@
-"""What this machine can do at most, beside which any figure has to be read."""
+"""Upper limits of this machine, for comparison with every measurement."""
 
 import torch
 
@@ -13,13 +13,13 @@ def limits() -> dict[str, float]:
     """Measure the rates of float32 and bf16 matrix products (FLOP/s) and of copying (bytes/s)."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     a, b = torch.randn(2, SIZE, SIZE, device=device)
-    half = a.bfloat16(), b.bfloat16()
+    bf16 = a.bfloat16(), b.bfloat16()
     source = torch.zeros(BYTES // 4, device=device)
     target = torch.ones_like(source)
     taken = seconds(
         {
             "float32": lambda: a @ b,
-            "bf16": lambda: half[0] @ half[1],
+            "bf16": lambda: bf16[0] @ bf16[1],
             "copy": lambda: target.copy_(source),
         },
         repeats=10,
@@ -33,18 +33,18 @@ def limits() -> dict[str, float]:
 
 
 def fastest(*measured: dict[str, float]) -> dict[str, float]:
-    """What was reached at best, of limits that were measured at several times."""
+    """Return the best of several measurements of the limits."""
     return {name: max(rates[name] for rates in measured) for name in measured[0]}
 
 
 def facts() -> dict[str, str | int]:
-    """Device, threads, versions and commit, for every row of a record."""
-    told = provenance()
+    """Return device, threads, versions and commit, for every row of a record."""
+    tags = provenance()
     cuda = torch.cuda.is_available()
     return {
         "device": torch.cuda.get_device_name() if cuda else processor(),
         "threads": torch.get_num_threads(),
-        "torch": told["version.torch"],
-        "flowbench": told["version.flowbench"],
-        "commit": told["commit"],
+        "torch": tags["version.torch"],
+        "flowbench": tags["version.flowbench"],
+        "commit": tags["commit"],
     }

@@ -1,4 +1,4 @@
-"""Seconds and memory of things done in turns."""
+"""Seconds and memory of cases that take turns."""
 
 import ctypes
 import time
@@ -18,12 +18,12 @@ Step = TypeVar("Step")
 
 
 def seconds(cases: Mapping[str, Work], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
-    """Time every case once, then again, and so on, so that the machine's drift hits all alike.
+    """Time all cases in turns, so that the machine's drift affects all of them equally.
 
     Args:
-        cases: What to do, by name.
+        cases: The work, by name.
         repeats: Rounds that count.
-        warmup: Rounds before, that do not.
+        warmup: Rounds before them that do not count.
     """
     taken: dict[str, list[float]] = {name: [] for name in cases}
     for number in shown(range(-warmup, repeats), "measuring"):
@@ -38,18 +38,18 @@ def seconds(cases: Mapping[str, Work], repeats: int, warmup: int = 1) -> dict[st
 
 
 def shown(steps: Sequence[Step], what: str) -> Iterable[Step]:
-    """Go through the steps behind a bar, where standard error is a terminal."""
+    """Iterate over steps with a progress bar, if standard error is a terminal."""
     console = Console(stderr=True)
     hidden = not console.is_terminal
     return track(steps, what, console=console, transient=True, disable=hidden)
 
 
 def peak_memory(work: Work) -> float:
-    """Bytes that the work needs at its peak beyond what is held before and NaN where unknown.
+    """Return the bytes that the work needs at its peak, above those before it; NaN if unknown.
 
-    On a GPU what torch allocates, on Linux what the process holds.
+    On a GPU the memory that torch allocates, on Linux that of the process.
     """
-    work()  # what stays, like workspaces and code, is there now
+    work()  # workspaces and code that stay are loaded now
     _wait()
     _give_back()
     if torch.cuda.is_available():
@@ -58,7 +58,7 @@ def peak_memory(work: Work) -> float:
         work()
         return float(torch.cuda.max_memory_allocated() - before)
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from what is held
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present memory
     except OSError:
         return float("nan")
     before = psutil.Process().memory_info().rss
@@ -70,7 +70,7 @@ def peak_memory(work: Work) -> float:
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Median, quartiles and least of repeated measurements."""
+    """Return median, quartiles and minimum of repeated measurements."""
     low, middle, high = quantiles(values, n=4) if len(values) > 1 else [values[0]] * 3
     return {
         "seconds": middle,
@@ -82,8 +82,8 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _give_back() -> None:
-    """Let glibc give freed memory back: what it keeps for later would hide what is needed again."""
-    with suppress(AttributeError, OSError, TypeError):  # other systems' libraries
+    """Return freed memory to the system: memory that glibc keeps would hide a new need."""
+    with suppress(AttributeError, OSError, TypeError):  # other C libraries
         ctypes.CDLL(None).malloc_trim(0)
 
 

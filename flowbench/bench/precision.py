@@ -10,11 +10,12 @@ import torch
 from flowbench.bench.flows import CLASSES, SHAPE
 from flowbench.bench.measure import shown, spread
 from flowbench.callbacks import EpochClock
-from flowbench.config import Experiment, build
+from flowbench.config import Experiment
 from flowbench.data.module import FlowData
 from flowbench.evaluation.likelihood import bits_per_dim
 from flowbench.experiment import known_warnings, make_trainer
 from flowbench.module import FlowModule
+from flowbench.parsing import build
 from flowbench.report.stats import interval
 
 MODEL = {"transform": "affine", "blocks": 2, "layers": 2, "width": 64}

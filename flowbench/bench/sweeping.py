@@ -13,11 +13,11 @@ import yaml
 
 from flowbench.bench.measure import spread
 from flowbench.study import StudyFile, read
+from flowbench.sweep.optuna_study import open_study
 from flowbench.sweep.parent import journal, sweep
-from flowbench.sweep.places import OVERHEAD
+from flowbench.sweep.planned import OVERHEAD
 from flowbench.sweep.pool import THREADS
 from flowbench.sweep.storage import Storage
-from flowbench.sweep.studies import open_study
 from flowbench.tracking.store import Store
 
 STUDY: dict[str, Any] = {
@@ -41,15 +41,15 @@ WORKERS = (1, 2)
 def rows(repeats: int) -> Iterator[dict[str, Any]]:
     """Measure; a row for each number of workers: seconds of the study, ratio, a trial's overhead.
 
-    ``overhead`` is the median over trials of the seconds beside training and evaluation.
+    ``overhead``: median over trials of the seconds in addition to training and evaluation.
     """
     taken: dict[int, list[float]] = {workers: [] for workers in WORKERS}
     overheads: dict[int, list[float]] = {workers: [] for workers in WORKERS}
     for _ in range(repeats):
         for workers in WORKERS:
-            seconds, beside = run(workers)
+            seconds, overhead = run(workers)
             taken[workers].append(seconds)
-            overheads[workers] += beside
+            overheads[workers] += overhead
     for workers in WORKERS:
         times = spread(taken[workers])
         yield {

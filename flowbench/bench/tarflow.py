@@ -1,7 +1,7 @@
 """TarFlow as its original code runs it: the baseline of the ratios, and no part of any flow here.
 
 Written from the paper. It keeps the original's way of computing, cost and all: eager float32; all T
-tokens through the network, whose outputs are shifted behind it; a mask given as a tensor; samples
+tokens through the network, whose outputs are shifted after it; a mask given as a tensor; samples
 drawn token by token, with keys and values in lists that are joined anew at every step. Its modules
 are named as those of ``Flow``, so that an affine flow's weights fit.
 

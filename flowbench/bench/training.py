@@ -13,12 +13,13 @@ from flowbench.bench.flows import CLASSES, MODEL, SHAPE, device
 from flowbench.bench.machine import fastest, limits
 from flowbench.bench.measure import peak_memory, seconds, spread
 from flowbench.bench.tarflow import TarFlow
-from flowbench.config import Data, Experiment, build
+from flowbench.config import Data, Experiment
 from flowbench.data import load
 from flowbench.evaluation import likelihood
 from flowbench.flow import Flow
 from flowbench.kernels import memory
 from flowbench.module import FlowModule
+from flowbench.parsing import build
 
 BATCH = 256
 RATE = 1e-4

@@ -27,7 +27,7 @@ def read(path: Path, dims: int) -> Tensor:
 
     Raises:
         UsageError: Not a whole IDX file of unsigned bytes with ``dims`` dimensions, and nothing
-            else behind them.
+            else after them.
     """
     expected = f"expected an IDX file of unsigned bytes with {dims} dimension{'s'[: dims > 1]}"
     try:

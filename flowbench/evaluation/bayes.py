@@ -14,8 +14,9 @@ from torchmetrics.functional.classification import (
 
 from flowbench.data.images import Images
 from flowbench.errors import Diverged, UsageError
-from flowbench.evaluation.likelihood import Dequantise, place_generator
+from flowbench.evaluation.likelihood import Dequantise
 from flowbench.flow import Flow
+from flowbench.seeding import generator
 
 BINS = 15
 
@@ -43,7 +44,7 @@ def classify(
 ) -> Classification:
     r"""Classify noisy images by their density under every label, all classes alike beforehand.
 
-    It costs classes × images passes, hence the limit.
+    It takes classes × images passes, which is why their number is limited.
 
     Args:
         flow: A flow with classes, on any device.
@@ -65,7 +66,7 @@ def classify(
     log_prob = []
     for index in torch.arange(min(count, len(images))).split(max(1, batch // flow.classes)):
         pairs = zip(images.pixels[index], index.tolist(), strict=True)
-        x = torch.stack([dequantise(pixels, place_generator(seed, i)) for pixels, i in pairs])
+        x = torch.stack([dequantise(pixels, generator(seed, i)) for pixels, i in pairs])
         y = torch.arange(flow.classes).repeat(len(x))
         of_all = flow.log_prob(x.repeat_interleave(flow.classes, 0).to(weight), y.to(weight.device))
         log_prob.append(of_all.cpu().double().unflatten(0, (len(x), flow.classes)))

@@ -1,16 +1,15 @@
-"""What takes long to compute and follows from its inputs alone, in files named by their hash."""
+"""Results that take long to compute, kept in files named by the hash of their inputs."""
 
-import fcntl
 import hashlib
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from flowbench.atomic import locked, replacing
 from flowbench.errors import UsageError
 from flowbench.terminal import say
 
@@ -37,31 +36,35 @@ def digest(value: Any) -> str:
 
 
 def cached(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Read a file, or make its content and write it; several processes make it once.
+    """Read a file, or compute its content and write it; several processes compute it once.
 
-    It is there whole or not at all. One that is damaged, or is not what was written under this
-    name, is made anew.
+    A file that is damaged, or was not written under this name, is computed again.
 
     Args:
-        path: The file; its name has the hash of all that the content follows from.
-        make: Makes the content: tensors and plain values, nested in dicts.
+        path: The file; its name has the hash of all inputs of the content.
+        make: Computes the content: tensors and plain values, nested in dicts.
 
     Raises:
         UsageError: The directory cannot be written.
     """
-    with _locked(path):
+    with ExitStack() as stack:
+        waiting = f"waiting for another process to make {path}"
+        try:
+            stack.enter_context(locked(path.with_suffix(".lock"), lambda: say(waiting)))
+        except OSError as error:
+            raise UsageError(f"cache directory {path.parent} cannot be written: {error}") from error
         if path.exists():
             try:
                 return read(path)
             except UsageError as error:
-                say(f"{error}; it is made anew")
+                say(f"{error}; it is computed again")
         content = make()
         _write(path, content)
         return content
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read the content of a file that ``cached`` has written.
+    """Read the content of a file that ``cached`` wrote.
 
     Raises:
         UsageError: It is missing, damaged or another file.
@@ -74,38 +77,13 @@ def read(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = file["content"]
         if file["digest"] == digest({"name": path.name, "content": content}):
             return content
-    raise UsageError(f"{path} has another content than flowbench wrote there")
+    raise UsageError(f"{path} has another content than flowbench wrote")
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    """Write beside the final place, sync, rename."""
-    partial = path.with_name(f"{path.name}.partial")
     try:
-        with partial.open("wb") as file:
+        with replacing(path) as file:
             total = digest({"name": path.name, "content": content})
             torch.save({"content": content, "digest": total}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's writer hides the one behind the other
+    except (OSError, RuntimeError) as error:  # torch's writer hides an OSError with a RuntimeError
         raise UsageError(f"cache file {path} cannot be written: {error}") from error
-    finally:
-        with suppress(OSError):  # there is none after success
-            partial.unlink()
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keep other processes from the same file inside."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_suffix(".lock").open("w")
-    except OSError as error:
-        raise UsageError(f"cache directory {path.parent} cannot be written: {error}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"waiting for another process to make {path}")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -114,7 +114,7 @@ def extractor(splits: Splits, name: str, cache: Path, recipe: Recipe = RECIPE) -
     Always on the CPU, where training takes no minute and gives the same weights on equal machines.
 
     Args:
-        splits: The data set; its test images only tell the accuracy.
+        splits: The data set; its test images only measure the accuracy.
         name: Its name, ``data.name``.
         cache: Directory of the cache.
         recipe: How it is trained.
@@ -133,7 +133,7 @@ def extractor(splits: Splits, name: str, cache: Path, recipe: Recipe = RECIPE) -
     key = digest({**given, "classes": splits.classes, **asdict(recipe)})[:16]
     path = cache / f"classifier-{suffix}-{key}.pt"
     content = cached(path, lambda: _content(splits, name, recipe))
-    # torch-fidelity's own cache knows an extractor by its name alone, hence the hash in it.
+    # torch-fidelity's own cache uses the extractor's name alone, so the name includes the hash.
     weights = digest(content["state"])[:16]
     registered = f"flowbench-{suffix}-{weights}"
     if registered not in FEATURE_EXTRACTORS_REGISTRY:

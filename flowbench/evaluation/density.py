@@ -13,10 +13,10 @@ from flowbench.evaluation.likelihood import (
     Dequantise,
     bits_per_dim,
     nats_per_dim,
-    place_generator,
 )
 from flowbench.evaluation.patches import patch_table
 from flowbench.flow import Flow
+from flowbench.seeding import generator
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def density(
     of_positions = torch.zeros(len(flow.blocks), flow.tokens, dtype=torch.float64)
     for index in torch.arange(len(images)).split(batch):
         y = None if images.labels is None else images.labels[index].to(weight.device)
-        generators = [place_generator(seed, i) for i in index.tolist()]
+        generators = [generator(seed, i) for i in index.tolist()]
         for draw in range(draws):
             pairs = zip(images.pixels[index], generators, strict=True)
             x = torch.stack([dequantise(pixels, generator) for pixels, generator in pairs])

@@ -36,7 +36,7 @@ PRC: dict[str, Any] = {
 
 @dataclass(frozen=True, eq=False)
 class Fidelity:
-    """What generated images come to through one extractor.
+    """Scores of generated images in the features of one extractor.
 
     Args:
         metrics: ``fid kid precision recall`` with the extractor's suffix, and of real images the

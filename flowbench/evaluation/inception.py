@@ -1,4 +1,4 @@
-"""The Inception network of the usual FID and KID, where its weights are at hand."""
+"""The Inception network of the usual FID and KID, where its weights are available."""
 
 from pathlib import Path
 

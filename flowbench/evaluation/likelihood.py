@@ -4,7 +4,6 @@ The only place where per-dimension values and bits appear. Noise and its levels 
 they decide what a likelihood means.
 """
 
-import hashlib
 import math
 from collections.abc import Callable
 
@@ -15,15 +14,6 @@ LEVELS = 256
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 Dequantise = Callable[[Tensor, torch.Generator], Tensor]
 """Turns uint8 pixels of any shape into noisy float32 ones, on the device of both."""
-
-
-def place_generator(*place: int) -> torch.Generator:
-    """A generator that follows from its place alone, such as seed and image; nearby share nothing.
-
-    On the CPU, so that noise is the same on every device.
-    """
-    digest = hashlib.sha256(repr(place).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
 
 
 def dequantise_uniform(pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -64,7 +54,7 @@ def objective(z: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
 def bits_per_dim(loss: float) -> float:
     """Bits per dimension of a loss under uniform dequantisation, with every constant in it.
 
-    A unit of the 256 levels is 1/128 of [−1, 1], hence the log 128.
+    A level of the 256 is 1/128 wide on [−1, 1], which adds log 128.
 
     Example:
         Uniform pixels under the identity flow have prior E[x²]/2 = 1/6:
@@ -78,6 +68,6 @@ def bits_per_dim(loss: float) -> float:
 def nats_per_dim(loss: float) -> float:
     """Negative log-likelihood in nats per dimension of a loss, with the Gaussian's constant.
 
-    What is told under Gaussian noise, where levels, and with them bits, mean nothing.
+    The measure with Gaussian noise, where levels, and so bits, have no meaning.
     """
     return loss + HALF_LOG_2PI

@@ -1,4 +1,4 @@
-"""All that is measured and drawn of a trained flow, in one call."""
+"""The whole evaluation of a trained flow, in one call."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,13 +30,13 @@ TEST_NOISE = 6329
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a flow came to.
+    """The results of an evaluation.
 
     Attributes:
         metrics: Numbers by the names under which they are recorded.
-        tags: Hashes of the extractors, and under ``skipped`` what was not measured and why.
-        tables: ``patches positions confusion calibration agreement``, where they were measured.
-        images: uint8 arrays: ``samples`` and, where they have a meaning, ``guided`` and
+        tags: Hashes of the extractors; ``skipped`` says what was not measured and why.
+        tables: ``patches positions confusion calibration agreement``, where measured.
+        images: uint8 arrays: ``samples`` and, where they apply, ``guided`` and
             ``denoised``, ``[rows, classes, H, W, C]``; ``trajectory``, from noise to image,
             ``[blocks + 1, classes, H, W, C]``.
     """
@@ -52,14 +52,15 @@ def evaluate(
 ) -> Evaluation:
     """Measure a flow on the test images by the experiment's protocol.
 
-    What these data, this machine or this flow do not allow is left out, told and recorded so.
+    Measurements that the data, the machine or the flow do not allow are skipped, with a message and
+    a record.
 
     Args:
         flow: A trained flow in float32, on any device.
-        dequantise: Adds the experiment's noise.
-        experiment: Its ``evaluate`` says how much is measured.
+        dequantise: Adds the noise of the experiment.
+        experiment: Its ``evaluate`` sets the amounts.
         splits: The data set.
-        cache: Directory of what several runs share: the extractors, the real images' features.
+        cache: Directory of results that several runs share: extractors, features of real images.
 
     Raises:
         UsageError: The cache cannot be written, or a file of weights is not valid.
@@ -101,9 +102,9 @@ def check(flow: Flow, experiment: Experiment, splits: Splits, cache: Path) -> di
 def generate(
     flow: Flow, experiment: Experiment, splits: Splits, count: int
 ) -> tuple[Tensor, Tensor]:
-    """Draw images of the classes of the test images, again from the first where these run out.
+    """Draw images of the classes of the test images, repeated as often as needed.
 
-    Of a flow of Gaussian noise the samples are denoised, since its images are noisy by design.
+    Samples of a flow trained with Gaussian noise are denoised, because its images are noisy.
 
     Shape:
         -> uint8 ``[count, C, H, W]``, the classes int64 ``[count]`` (-1: none)
@@ -115,7 +116,7 @@ def generate(
 
 
 def pictures(flow: Flow, experiment: Experiment, classes: int) -> dict[str, np.ndarray[Any, Any]]:
-    """Draw the images that are looked at: the same noise plain, guided, denoised, on its way."""
+    """Draw the images to look at, from the same noise: plain, guided, denoised, block by block."""
     settings, plain = experiment.evaluate, Sampling(experiment.seed)
     ways = {"samples": plain}
     if experiment.optim.label_dropout and settings.guidance:
@@ -135,7 +136,7 @@ def pictures(flow: Flow, experiment: Experiment, classes: int) -> dict[str, np.n
 
 
 def noise_std(experiment: Experiment) -> float:
-    """Standard deviation of the noise that a flow's images have by design; 0: none."""
+    """Return the standard deviation of the noise in a flow's images; 0: none."""
     return experiment.data.noise_std if experiment.data.noise == "gaussian" else 0.0
 
 
@@ -180,10 +181,10 @@ def _fidelity(
 
 @contextmanager
 def _optional(found: Evaluation) -> Iterator[None]:
-    """Leave out a measure that is not to be had, and say so."""
+    """Skip a measurement that is not possible, and record why."""
     try:
         yield
     except (Unavailable, Diverged) as reason:
         say(f"not measured: {reason}")
-        told = [found.tags["skipped"]] if "skipped" in found.tags else []
-        found.tags["skipped"] = "; ".join([*told, str(reason)])
+        earlier = [found.tags["skipped"]] if "skipped" in found.tags else []
+        found.tags["skipped"] = "; ".join([*earlier, str(reason)])

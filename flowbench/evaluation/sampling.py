@@ -14,6 +14,7 @@ from torch import Tensor
 from flowbench.decoding import SEQUENTIAL, Decoding, Guidance
 from flowbench.errors import Diverged, UsageError
 from flowbench.flow import Flow
+from flowbench.seeding import generator
 
 UNLABELLED_COLUMNS = 10
 CPU_BATCH = 128
@@ -72,12 +73,9 @@ def noise(flow: Flow, count: int, sampling: Sampling, first: int = 0) -> Tensor:
     Shape:
         float32 ``[count, T, D]``
     """
-    generator = torch.Generator()
     z = torch.empty(count, flow.tokens, flow.features)
     for i, own in enumerate(z, first):
-        place = np.random.SeedSequence((sampling.seed, i))
-        generator.manual_seed(place.generate_state(1, np.uint64).item())
-        own.normal_(generator=generator)
+        own.normal_(generator=generator(sampling.seed, i))
     if t := sampling.truncation:
         below, above = torch.special.ndtr(torch.tensor([-t, t], dtype=torch.float64))
         quantile = below + (above - below) * torch.special.ndtr(z.double())

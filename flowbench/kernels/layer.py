@@ -1,9 +1,9 @@
-"""A transformer layer for training on a CPU, its gradient written out: ``layer.c`` and oneDNN.
+"""A transformer layer for training on a CPU, with its gradient by hand: ``layer.c`` and oneDNN.
 
-Between the matrix products torch and autograd take twice as long as this, which fetches every
-activation as seldom as can be. The products along the rows are oneDNN's: torch leaves float32 to
-MKL, which uses the widest instructions of one maker's processors alone, while oneDNN asks the
-processor.
+Between the matrix products this takes half the time of torch and autograd, because it reads every
+activation only once per pass. The products along the rows use oneDNN: torch uses MKL for float32,
+which selects its widest instructions by the maker of the processor, while oneDNN selects them by
+its features.
 """
 
 import ctypes
@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from flowbench.kernels.build import call, fills_vectors, library, threads
 
 GRAIN = 64
-"""Tokens below which a second thread costs more than it brings."""
+"""Tokens per thread at least: a thread with fewer costs more time than it saves."""
 PARTS = 8
-"""Parts that a batch is cut into for a weight's gradient: MKL likes its sums shorter."""
+"""Parts into which a batch is split for a weight's gradient: MKL is faster on shorter sums."""
 ONEDNN = (
     torch.backends.mkldnn.is_available()
     and platform.machine() in ("x86_64", "AMD64")
@@ -31,7 +31,7 @@ ONEDNN = (
 
 
 class Kind(NamedTuple):
-    """What a layer is besides its parameters."""
+    """A layer's options."""
 
     heads: int
     hidden: int
@@ -41,7 +41,7 @@ class Kind(NamedTuple):
 
 
 def fits(x: Tensor, kind: Kind) -> bool:
-    """Whether the kernel can run such a layer over x ``[B, T, C]``."""
+    """Return whether the kernel can run such a layer over x ``[B, T, C]``."""
     if not x.is_cpu or x.dtype != torch.float32 or torch.compiler.is_compiling():
         return False
     vectors = fills_vectors(x.shape[-1], kind.heads, kind.hidden)
@@ -52,8 +52,8 @@ def fits(x: Tensor, kind: Kind) -> bool:
 def layer(x: Tensor, kind: Kind, maps: Sequence[tuple[nn.LayerNorm | None, nn.Linear]]) -> Tensor:
     """Run a pre-norm layer of causal attention and an MLP over all tokens.
 
-    Under autocast to bfloat16 the products, and what comes of them, are in that; the residual
-    stream and all sums stay in float32.
+    Under autocast to bfloat16 the products and their results are in bfloat16; the residual stream
+    and all sums stay in float32.
 
     Args:
         x: Tokens.
@@ -143,7 +143,7 @@ class _Layer(torch.autograd.Function):
 
 
 def _precision() -> torch.dtype:
-    """What the products are in: float32, unless autocast says otherwise."""
+    """Return the type of the products: float32, or that of the autocast."""
     auto = torch.is_autocast_enabled("cpu")
     return torch.get_autocast_dtype("cpu") if auto else torch.float32
 
@@ -163,7 +163,7 @@ def _of_weight(gradient: Tensor, x: Tensor) -> Tensor:
 def _norm(
     x: Tensor, branch: Tensor | None, weight: Tensor, bias: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Add the branch to x, and normalize that: the sum, its moments, and it normalized."""
+    """Add the branch to x and normalize: the sum, its moments, and the normalized sum."""
     stream = x if branch is None else torch.empty_like(x)
     moments = x.new_empty(*x.shape[:-1], 2)
     out = torch.empty_like(x, dtype=dtype)
@@ -174,7 +174,7 @@ def _norm(
 def _norm_backward(
     g_out: Tensor, x: Tensor, moments: Tensor, weight: Tensor, g_stream: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradient of x, the same in g_out's precision, and of weight, bias and an addend to x."""
+    """Return the gradient of x, its rounded copy, and those of weight, bias and an addend to x."""
     g_x = torch.empty_like(x)
     rounded = g_x if g_out.dtype == x.dtype else torch.empty_like(g_out)
     *rows, workers = _rows(g_out)
@@ -185,7 +185,7 @@ def _norm_backward(
 
 
 def _gelu(x: Tensor, tanh: bool) -> Tensor:
-    """GELU of x, which becomes its slope."""
+    """Return GELU of x; x is overwritten with its slope."""
     out = torch.empty_like(x)
     *rows, workers = _rows(x)
     call("layer", "gelu_forward", x, *rows, tanh, workers, out)
@@ -193,7 +193,7 @@ def _gelu(x: Tensor, tanh: bool) -> Tensor:
 
 
 def _gelu_backward(gradient: Tensor, slope: Tensor) -> Tensor:
-    """Multiply the gradient by the slope in its place; gives its sum over all tokens."""
+    """Multiply the gradient by the slope in place; return its sum over all tokens."""
     *rows, workers = _rows(gradient)
     sums = gradient.new_empty(workers, gradient.shape[-1], dtype=torch.float32)
     call("layer", "gelu_backward", gradient, slope, *rows, workers, sums)
@@ -201,7 +201,7 @@ def _gelu_backward(gradient: Tensor, slope: Tensor) -> Tensor:
 
 
 def _rows(x: Tensor) -> tuple[ctypes.c_long, int, bool, int]:
-    """Rows, their width, whether they are in bfloat16, and how many threads they are worth."""
+    """Return the rows, their width, whether they are bfloat16, and the number of threads."""
     rows = x.numel() // x.shape[-1]
     return ctypes.c_long(rows), x.shape[-1], x.dtype == torch.bfloat16, threads(rows, GRAIN)
 
@@ -211,7 +211,7 @@ class _Shape(ctypes.Structure):
 
 
 def _attention(qkv: Tensor, heads: int) -> Tensor:
-    """Mix the values ``[B, T, 3C]`` -> ``[B, T, C]``."""
+    """Attend: ``[B, T, 3C]`` -> ``[B, T, C]``."""
     shape, rooms = _attention_rooms(qkv, heads)
     out = qkv.new_empty(*qkv.shape[:2], qkv.shape[2] // 3)
     call("layer", "attention_forward", shape, qkv, len(rooms), rooms, out)
@@ -219,7 +219,7 @@ def _attention(qkv: Tensor, heads: int) -> Tensor:
 
 
 def _attention_backward(qkv: Tensor, g_out: Tensor, heads: int) -> tuple[Tensor, Tensor]:
-    """Gradient of qkv, and its sum over all tokens."""
+    """Return the gradient of qkv, and its sum over all tokens."""
     shape, rooms = _attention_rooms(qkv, heads)
     g_qkv, sums = torch.empty_like(qkv), rooms.new_empty(len(rooms), qkv.shape[-1])
     call("layer", "attention_backward", shape, qkv, g_out, len(rooms), rooms, g_qkv, sums)
@@ -227,7 +227,7 @@ def _attention_backward(qkv: Tensor, g_out: Tensor, heads: int) -> tuple[Tensor,
 
 
 def _attention_rooms(qkv: Tensor, heads: int) -> tuple[Any, Tensor]:
-    """What the kernel has to know, and for each thread the memory to work in."""
+    """Return the kernel's sizes, and working memory for each thread."""
     batch, tokens, wide = qkv.shape
     shape = _Shape(batch, tokens, heads, wide // 3 // heads, qkv.dtype == torch.bfloat16)
     room = call("layer", "attention_room", ctypes.byref(shape))

@@ -1,10 +1,10 @@
-/* One token more through a block's transformer, for many sequences: what sampling does T times.
+/* One further token through a block's transformer, for many sequences; sampling does this T times.
 
-   The torch path of vit.py takes a dozen small operations a layer, each over all of the batch and
-   each through memory. Here some rows at a time go through all layers while they are in the cache.
+   The torch path of vit.py takes a dozen small operations per layer, each over the whole batch and
+   through memory. Here a few rows at a time go through all layers while they are in the cache.
    The weights come packed (step.py): every linear map as panels of PANEL outputs, [outputs / PANEL][inputs]
    [PANEL], then its biases; outputs are filled up with zeros. A LayerNorm's weight and bias are part
-   of the map behind it. float32 throughout; widths are multiples of LANES. */
+   of the map after it. float32 throughout; widths are multiples of LANES. */
 
 #include "network.h"
 
@@ -15,7 +15,7 @@ typedef struct {
 
 static inline int panels(int outputs) { return (outputs + PANEL - 1) / PANEL * PANEL; }
 
-/* out = a wᵀ + bias, or that added to out; gives the weights behind. */
+/* out = a wᵀ + bias, or that added to out; returns the weights after these. */
 static const float *linear(const float *w, int inputs, int outputs, int rows, const float *a,
                            int lda, float *out, int ldo, int add) {
     const int wide = panels(outputs);

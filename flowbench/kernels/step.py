@@ -1,4 +1,4 @@
-"""A block's transformer for one token of many sequences, as sampling needs it: ``step.c``."""
+"""A block's transformer for one token of many sequences, for sampling: ``step.c``."""
 
 import ctypes
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from flowbench.kernels.build import CONSTANTS, call, fills_vectors, library, thr
 
 PANEL, TILE = CONSTANTS["PANEL"], CONSTANTS["TILE"]
 GRAIN = 16
-"""Sequences below which a second thread costs more than it brings."""
+"""Sequences per thread at least: a thread with fewer costs more time than it saves."""
 
 
 class Sizes(NamedTuple):
@@ -43,7 +43,7 @@ class _Network(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Packed:
-    """A network's weights, as the kernel reads them.
+    """A network's weights in the layout of the kernel.
 
     Args:
         sizes: The network's.
@@ -58,9 +58,9 @@ class Packed:
 
         Args:
             x: The token.
-            embedding: What is added to it in the first layer.
+            embedding: Added to it in the first layer.
             cache: Keys and values of each layer; those of token t are written.
-            t: Its place.
+            t: Its position.
 
         Shape:
             x ``[B, D]``, embedding ``[B, C]``, cache ``[2, B, H, T, C/H]`` -> ``[B, outputs]``
@@ -94,7 +94,7 @@ class Packed:
 
 
 def fits(sizes: Sizes, weight: Tensor) -> bool:
-    """Whether the kernel can run a network of these sizes, whose weights are like this one."""
+    """Return whether the kernel can run a network of these sizes with weights of this type."""
     vectors = fills_vectors(sizes.width, sizes.heads, sizes.hidden)
     plain = weight.is_cpu and weight.dtype == torch.float32
     return plain and vectors and library("step") is not None
@@ -120,7 +120,7 @@ def pack(
 
 
 def _folded(norm: nn.LayerNorm | None, linear: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Take a LayerNorm's weight and bias into the map behind it."""
+    """Merge a LayerNorm's weight and bias into the linear map after it."""
     weight, bias = linear.weight.detach(), linear.bias.detach()
     if norm is None:
         return weight, bias

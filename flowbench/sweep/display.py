@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: a line for every change, on a terminal also who is at what."""
+"""Progress of a sweep: a line for every change, and on a terminal the state of each worker."""
 
 import statistics
 import sys
@@ -12,24 +12,24 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from flowbench.sweep.places import END, ERROR, OVERHEAD, PLACE, STOPPED, Places, params_of
+from flowbench.sweep.planned import END, ERROR, INDEX, OVERHEAD, STOPPED, PlannedTrials, params_of
 from flowbench.sweep.pool import Pool
 from flowbench.sweep.samplers import label
 from flowbench.terminal import duration, say
 
 
 class Display:
-    """Shows a study's trials as they change; those that were there before count as told.
+    """Shows a study's trials as they change after this object was made.
 
     Args:
-        places: The planned trials.
+        planned: The planned trials.
         pool: The workers of this machine.
     """
 
-    def __init__(self, places: Places, pool: Pool) -> None:
-        self.places = places
+    def __init__(self, planned: PlannedTrials, pool: Pool) -> None:
+        self.planned = planned
         self.pool = pool
-        self._told = {trial.number: trial.state for trial in places.all_attempts()}
+        self._shown = {trial.number: trial.state for trial in planned.all_attempts()}
         self._live = Live(console=Console(stderr=True), transient=True) if _on_terminal() else None
 
     def __enter__(self) -> Self:
@@ -48,13 +48,13 @@ class Display:
             self._live.stop()
 
     def show(self) -> None:
-        """Tell what is new."""
-        for attempt in self.places.all_attempts():
+        """Show the changes since the last call."""
+        for attempt in self.planned.all_attempts():
             waiting = attempt.state == TrialState.WAITING or not params_of(attempt)
-            if waiting or self._told.get(attempt.number) == attempt.state:
+            if waiting or self._shown.get(attempt.number) == attempt.state:
                 continue
-            self._told[attempt.number] = attempt.state
-            place = f"[{attempt.user_attrs[PLACE] + 1}/{self.places.planned}]"
+            self._shown[attempt.number] = attempt.state
+            place = f"[{attempt.user_attrs[INDEX] + 1}/{self.planned.total}]"
             say(f"{place} {label(params_of(attempt))} {self._news(attempt)}")
         if self._live:
             self._live.update(self._table(), refresh=True)
@@ -63,7 +63,7 @@ class Display:
         if attempt.state == TrialState.RUNNING:
             return "is running"
         if attempt.state == TrialState.COMPLETE:
-            named = zip(self.places.study.objectives, attempt.values, strict=True)
+            named = zip(self.planned.study.objectives, attempt.values, strict=True)
             parts = [", ".join(f"{name} {value:.4f}" for name, value in named)]
             return " · ".join([*parts, duration(_seconds(attempt)), self._progress()])
         if attempt.state == TrialState.PRUNED:
@@ -71,27 +71,27 @@ class Display:
         if ERROR in attempt.user_attrs:
             return f"failed: {attempt.user_attrs[ERROR]} · {self._progress()}"
         if attempt.user_attrs.get(END) == STOPPED:
-            return "stopped; it goes on later"
-        return f"has lost its process · {self._progress()}"
+            return "stopped; it continues later"
+        return f"its process died · {self._progress()}"
 
     def _progress(self) -> str:
-        """Where the study is."""
-        count = self.places.count()
+        """Describe the progress of the study."""
+        count = self.planned.count()
         parts = [str(count)]
         if best := self._best():
             parts.append(f"best {best}")
-        left = time_left(self.places.last_attempts(), count.planned, len(self.pool.workers))
-        if left and count.ended < count.planned:
+        left = time_left(self.planned.last_attempts(), count.total, len(self.pool.workers))
+        if left and count.ended < count.total:
             parts.append(f"about {duration(left)} left")
         return " · ".join(parts)
 
     def _best(self) -> str:
-        complete = [t for t in self.places.all_attempts() if t.state == TrialState.COMPLETE]
-        directions = self.places.trials.directions
+        complete = [t for t in self.planned.all_attempts() if t.state == TrialState.COMPLETE]
+        directions = self.planned.trials.directions
         if not complete:
             return ""
         if len(directions) > 1:
-            return f"{len(self.places.trials.best_trials)} that none other beats in all"
+            return f"{len(self.planned.trials.best_trials)} on the Pareto front"
         best = min if directions == [StudyDirection.MINIMIZE] else max
         return f"{best(trial.values[0] for trial in complete):.4f}"
 
@@ -104,12 +104,12 @@ class Display:
 
 
 def time_left(attempts: Sequence[FrozenTrial], planned: int, workers: int) -> float | None:
-    """Estimate the seconds to the end from the trials that are complete; None before the first.
+    """Estimate the seconds to the end from the complete trials; None before the first.
 
     Args:
-        attempts: The last attempts at the places that have one.
-        planned: Number of places.
-        workers: Number of workers that share what is left.
+        attempts: The last attempts at the planned trials.
+        planned: Number of planned trials.
+        workers: Number of workers that share the rest.
     """
     took = [_seconds(attempt) for attempt in attempts if attempt.state == TrialState.COMPLETE]
     if not took:
@@ -120,12 +120,12 @@ def time_left(attempts: Sequence[FrozenTrial], planned: int, workers: int) -> fl
 
 
 def overhead(attempts: Sequence[FrozenTrial]) -> str:
-    """Tell what the trials cost beyond training and evaluation; empty where none has told."""
+    """Say how long trials took in addition to training and evaluation; empty where unknown."""
     seconds = [t.user_attrs[OVERHEAD] for t in attempts if OVERHEAD in t.user_attrs]
     if not seconds:
         return ""
     return (
-        f"beside training and evaluation a trial took {statistics.median(seconds):.1f} s "
+        f"in addition to training and evaluation a trial took {statistics.median(seconds):.1f} s "
         f"(median; at most {max(seconds):.1f} s)"
     )
 

@@ -1,4 +1,4 @@
-"""The sign of life of a running trial, for machines that cannot look its process up."""
+"""The time stamp of a running trial, for machines that cannot look up its process."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from typing import Self
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import BaseStorage
 
-from flowbench.sweep.places import HEARTBEAT
+from flowbench.sweep.planned import HEARTBEAT
 from flowbench.terminal import say
 
 SECONDS = 20.0
@@ -19,16 +19,16 @@ SECONDS = 20.0
 class Heartbeat:
     """Renews a trial's time stamp as long as the context lasts.
 
-    A machine that was asleep for longer than the others wait finds its trial told as failed and
-    taken over: the beat then interrupts the process, as a signal would.
+    If this machine was asleep for longer than the others wait, another one has marked the trial as
+    failed and taken it over: the heartbeat then interrupts this process, as a signal would.
 
     Args:
         backend: Optuna's storage.
-        trial_id: The storage's name for the trial.
-        seconds: Time between two beats.
+        trial_id: The storage's id of the trial.
+        seconds: Time between two time stamps.
 
     Attributes:
-        lost: Whether the trial has been taken over.
+        lost: Whether another process has taken the trial over.
     """
 
     def __init__(self, backend: BaseStorage, trial_id: int, seconds: float = SECONDS) -> None:
@@ -60,5 +60,5 @@ class Heartbeat:
                 self.lost = True
                 os.kill(os.getpid(), signal.SIGINT)
                 return
-            except Exception as error:  # a storage that is away for a while: the next beat may pass
+            except Exception as error:  # the storage may be back at the next one
                 say(f"no heartbeat could be recorded: {error}")

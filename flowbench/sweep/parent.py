@@ -1,4 +1,4 @@
-"""The command's side of a sweep: opens the study, starts workers, watches them, tells the end."""
+"""The command's side of a sweep: opens the study, starts and watches workers, sums up."""
 
 import time
 from pathlib import Path
@@ -8,14 +8,13 @@ from optuna.trial import TrialState
 from flowbench.errors import Interrupted, UsageError
 from flowbench.study import TIMING, StudyFile
 from flowbench.sweep.display import Display, overhead
-from flowbench.sweep.places import ERROR, Places
+from flowbench.sweep.optuna_study import PARENT_RUN, open_study
+from flowbench.sweep.planned import ERROR, STATE, TRIAL, PlannedTrials
 from flowbench.sweep.pool import Pool, layout
 from flowbench.sweep.preview import first_experiment
 from flowbench.sweep.record import record
 from flowbench.sweep.storage import Storage
-from flowbench.sweep.studies import PARENT_RUN, open_study
-from flowbench.sweep.tags import STATE, TRIAL
-from flowbench.sweep.worker import Orders
+from flowbench.sweep.worker import WorkerArguments
 from flowbench.terminal import say
 from flowbench.tracking.store import PARENT, Store
 
@@ -23,7 +22,7 @@ LOOK_SECONDS = 1.0
 
 
 def journal(study: StudyFile, results: Path) -> str:
-    """Where the trials are kept unless a database is named."""
+    """Return the path of Optuna's journal, used where no database is given."""
     return str(results / "optuna" / f"{study.name}.log")
 
 
@@ -37,24 +36,24 @@ def sweep(
 ) -> str:
     """Run what is missing of a study.
 
-    The same call after an interruption goes on, and the same call elsewhere, with a storage and a
-    store that both reach, shares the work.
+    The same call after an interruption continues; the same call on another machine that reaches the
+    storage and the store shares the work.
 
     Args:
         study: The study.
         store: Where its runs are recorded.
-        storage: Where Optuna keeps its trials; none for a journal below the results.
-        workers: Number of processes; none for what suits the machine.
-        trials: Number of trials, in place of the study's own.
-        new_version: Start the study anew, beside what there is of it.
+        storage: Optuna's storage; None for a journal below the results.
+        workers: Number of processes; None for as many as suit the machine.
+        trials: Number of trials that replaces the study's own.
+        new_version: Start a new version of the study and keep the earlier ones.
 
     Returns:
         The id of the study's parent run in the store.
 
     Raises:
-        Interrupted: A signal stopped it, after the workers had saved their runs.
-        UsageError: The study cannot be run as asked, its file has changed since it began, or too
-            many of its trials failed.
+        Interrupted: A signal stopped it, after the workers saved their runs.
+        UsageError: The study cannot be run with these options, its file has changed since it
+            began, or too many of its trials failed.
     """
     _check(study, workers, trials)
     if storage == store.uri:  # each writes its version to a table of the same name
@@ -71,24 +70,24 @@ def sweep(
         with store.closing(parent):
             measure(study, store, parent)
         return parent
-    places = Places(optuna_study, opened, study, trials or study.trials)
-    places.prepare()
-    if store.get(parent).info.status != "RUNNING":  # else another command is at it: join in
+    planned = PlannedTrials(optuna_study, opened, study, trials or study.trials)
+    planned.prepare()
+    if store.get(parent).info.status != "RUNNING":  # else another command runs it too
         store.reopen(parent)
     with store.closing(parent):
         try:
-            _run(places, store, workers)
+            _run(planned, store, workers)
         finally:
-            _agree(places, store, parent)
-            record(places, store, parent)
-        _conclude(places)
+            _agree(planned, store, parent)
+            record(planned, store, parent)
+        _conclude(planned)
     return parent
 
 
 def _check(study: StudyFile, workers: int | None, trials: int | None) -> None:
     for key in ("devices", "num_nodes"):
         asked = first_experiment(study).trainer.get(key, 1)
-        if asked != 1:  # each process of such a run would start the whole study again
+        if asked != 1:  # each process of such a run would start the study again
             raise UsageError(f"trainer.{key} = {asked!r} is not valid in a study: 1")
     if trials and study.points:
         points = len(study.points)
@@ -97,38 +96,38 @@ def _check(study: StudyFile, workers: int | None, trials: int | None) -> None:
         raise UsageError(f"--workers {workers} is not valid: a study of times runs alone")
 
 
-def _run(places: Places, store: Store, workers: int | None) -> None:
-    study, name = places.study, places.trials.study_name
-    count = places.count()
-    if places.over():
+def _run(planned: PlannedTrials, store: Store, workers: int | None) -> None:
+    study, name = planned.study, planned.trials.study_name
+    count = planned.count()
+    if planned.over():
         say(f"study {name}: {count}")
         return
-    missing = count.planned - count.ended
+    missing = count.total - count.ended
     chosen = layout(study, missing, workers)
     logs = store.results / "logs" / study.name
-    say(f"study {name}: {count}, {missing} to go with {chosen}; their output is in {logs}")
-    orders = Orders(
+    say(f"study {name}: {count}, {missing} to go with {chosen}; output in {logs}")
+    arguments = WorkerArguments(
         file=str(study.path),
         scale=study.scale,
         results=str(store.results),
-        storage=places.storage.place,
+        storage=planned.storage.place,
         name=name,
-        planned=places.planned,
+        planned=planned.total,
         workers=chosen.workers,
     )
-    pool = Pool(chosen, orders, logs)
+    pool = Pool(chosen, arguments, logs)
     try:
-        with Display(places, pool) as display, pool:
-            while pool.watch(places.count().ended) and not places.too_many_failed():
+        with Display(planned, pool) as display, pool:
+            while pool.watch(planned.count().ended) and not planned.too_many_failed():
                 display.show()
                 time.sleep(LOOK_SECONDS)
     except KeyboardInterrupt as stopped:
-        raise Interrupted(f"study {name} stopped with {places.count()}") from stopped
+        raise Interrupted(f"study {name} stopped with {planned.count()}") from stopped
 
 
-def _agree(places: Places, store: Store, parent: str) -> None:
-    """Close what killed processes have left open in the store, and tell it what Optuna knows."""
-    states = {attempt.number: attempt.state for attempt in places.all_attempts()}
+def _agree(planned: PlannedTrials, store: Store, parent: str) -> None:
+    """Close runs that killed processes left open in the store, and copy the states of Optuna."""
+    states = {attempt.number: attempt.state for attempt in planned.all_attempts()}
     for run in store.search(f"tags.`{PARENT}` = '{parent}' and tags.`{STATE}` = 'RUNNING'"):
         state = states.get(int(run.data.tags[TRIAL]), TrialState.FAIL)
         if state.is_finished():
@@ -137,21 +136,21 @@ def _agree(places: Places, store: Store, parent: str) -> None:
             store.tag(run.info.run_id, {STATE: state.name})
 
 
-def _conclude(places: Places) -> None:
-    """Tell of failures, and of what the trials cost beside their work.
+def _conclude(planned: PlannedTrials) -> None:
+    """Report failures, and the time that trials took in addition to their work.
 
     Raises:
         UsageError: There were too many failures.
     """
-    count, attempts = places.count(), places.last_attempts()
+    count, attempts = planned.count(), planned.last_attempts()
     errors = [attempt.user_attrs[ERROR] for attempt in attempts if ERROR in attempt.user_attrs]
     why = errors[-1] if errors else "their processes died"
-    if places.too_many_failed():
+    if planned.too_many_failed():
         raise UsageError(
-            f"{count.failed} of {count.planned} trials of study {places.trials.study_name} failed, "
-            f"more than failures = {places.study.failures:g} allows; the last: {why}"
+            f"{count.failed} of {count.total} trials of study {planned.trials.study_name} failed, "
+            f"more than failures = {planned.study.failures:g} allows; the last: {why}"
         )
     if count.failed:
-        say(f"{count.failed} of {count.planned} trials failed and are left out; the last: {why}")
-    if told := overhead(attempts):
-        say(told)
+        say(f"{count.failed} of {count.total} trials failed and are left out; the last: {why}")
+    if sentence := overhead(attempts):
+        say(sentence)

@@ -1,4 +1,4 @@
-"""The workers of this machine: as many processes as it is worth, started again when they die."""
+"""The workers of this machine: processes that are started again when they die."""
 
 import os
 import signal
@@ -13,27 +13,27 @@ from typing import IO, Self
 
 from flowbench.errors import UsageError
 from flowbench.study import StudyFile
-from flowbench.sweep.places import TRIES
-from flowbench.sweep.worker import AGAIN, OVER, Orders
+from flowbench.sweep.planned import TRIES
+from flowbench.sweep.worker import AGAIN, OVER, WorkerArguments
 from flowbench.terminal import say
 
 THREADS = "OMP_NUM_THREADS"
-"""What torch, and the libraries below it, take their number of threads from."""
+"""Variable from which torch and its libraries read their number of threads."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 DEATHS = 2 * TRIES
-"""Deaths of one worker's processes, with no trial brought to an end between, that stop the study:
-twice what a trial can cause that kills every process that touches it."""
+"""Deaths of one worker's processes, without any trial ending in between, that stop the study: twice
+as many as one trial causes that kills every process that runs it."""
 GRACE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a machine's devices are dealt to its workers.
+    """How a machine's devices are assigned to its workers.
 
     Attributes:
         workers: Number of processes.
         threads: Threads of each.
-        devices: Names of the GPUs, as ``CUDA_VISIBLE_DEVICES`` has them; none: on the CPU.
+        devices: Names of the GPUs, as in ``CUDA_VISIBLE_DEVICES``; empty: the CPU.
     """
 
     workers: int
@@ -41,7 +41,7 @@ class Layout:
     devices: tuple[str, ...] = ()
 
     def environment(self, number: int) -> dict[str, str]:
-        """Environment of a worker, the first of which is 1."""
+        """Return the environment of a worker; the first has number 1."""
         threads = {THREADS: str(self.threads)}
         if not self.devices:
             return threads
@@ -57,14 +57,14 @@ class Layout:
 def layout(study: StudyFile, missing: int, wanted: int | None) -> Layout:
     """Choose the number of workers: one for each GPU; on a CPU one for each core.
 
-    Several processes of one thread do more in an hour than one of several threads; where there are
-    fewer trials than cores, their processes share these out. A number of threads that the
-    environment sets stands.
+    Several processes of one thread do more work per hour than one process of several threads. Where
+    there are fewer trials than cores, each process gets several threads. A number of threads in
+    the environment is kept.
 
     Args:
         study: The study.
-        missing: Trials to go.
-        wanted: Number of workers asked for; none for this choice.
+        missing: Trials to run.
+        wanted: Number of workers asked for; None for this rule.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     on_cpu = study.base.get("trainer", {}).get("accelerator") == "cpu"
@@ -84,27 +84,27 @@ def _devices() -> tuple[str, ...]:
 
 
 class Worker:
-    """A worker's place in the pool, and the process that is in it now.
+    """A worker of the pool, and its present process.
 
     Args:
         number: From 1.
         log: File of its output.
-        environment: What its environment has beside the command's own.
-        orders: What it is told.
+        environment: Variables in addition to the command's environment.
+        arguments: Its arguments.
     """
 
     def __init__(
-        self, number: int, log: Path, environment: Mapping[str, str], orders: Orders
+        self, number: int, log: Path, environment: Mapping[str, str], arguments: WorkerArguments
     ) -> None:
         self.number = number
         self.log = log
         self.deaths = 0
         self._environment = {**os.environ, **environment}
-        self._orders = orders
+        self._arguments = arguments
         self.start()
 
     def start(self) -> None:
-        """Start a process, out of reach of the terminal's Ctrl-C: that is the command's to hear."""
+        """Start a process that the terminal's Ctrl-C does not reach: the command handles that."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "flowbench.sweep.worker"],
@@ -115,17 +115,17 @@ class Worker:
                 start_new_session=True,
                 text=True,
             )
-        with suppress(BrokenPipeError):  # it died at once, which whoever watches it will see
-            self._stdin.write(self._orders.write())
+        with suppress(BrokenPipeError):  # it died at once, which ``watch`` will see
+            self._stdin.write(self._arguments.to_line())
             self._stdin.flush()
 
     def ask_to_stop(self) -> None:
-        """Close its standard input: it stops at the end of its step, having saved it."""
-        with suppress(BrokenPipeError):  # it is dead, and never read its orders
+        """Close its standard input: it saves at the end of its step and stops."""
+        with suppress(BrokenPipeError):  # it died before it read its arguments
             self._stdin.close()
 
     def last_line(self) -> str:
-        """Give the last line of its output."""
+        """Return the last line of its output."""
         with self.log.open("rb") as file:
             file.seek(max(0, self.log.stat().st_size - 1000))
             lines = file.read().decode(errors="replace").split("\n")
@@ -133,7 +133,7 @@ class Worker:
         return written[-1].removeprefix("flowbench: ") if written else "starting"
 
     def how_it_ended(self) -> str:
-        """Say what the last process ended with."""
+        """Say how the last process ended."""
         status = self.process.returncode
         return f"signal {-status}" if status < 0 else f"exit status {status}"
 
@@ -144,17 +144,17 @@ class Worker:
 
 
 class Pool:
-    """The workers of this machine; when the context ends they have stopped.
+    """The workers of this machine; they have stopped when the context ends.
 
     Args:
-        layout: How many there are, and on what.
-        orders: What they are told.
+        layout: Their number and devices.
+        arguments: Their arguments.
         logs: Directory of their output.
     """
 
-    def __init__(self, layout: Layout, orders: Orders, logs: Path) -> None:
+    def __init__(self, layout: Layout, arguments: WorkerArguments, logs: Path) -> None:
         self.layout = layout
-        self.orders = orders
+        self.arguments = arguments
         self.logs = logs
         self.workers: list[Worker] = []
         self._ended = 0
@@ -163,7 +163,9 @@ class Pool:
         self.logs.mkdir(parents=True, exist_ok=True)
         for number in range(1, self.layout.workers + 1):
             log = self.logs / f"worker-{number}.log"
-            self.workers.append(Worker(number, log, self.layout.environment(number), self.orders))
+            self.workers.append(
+                Worker(number, log, self.layout.environment(number), self.arguments)
+            )
         return self
 
     def __exit__(
@@ -175,7 +177,7 @@ class Pool:
         for worker in self.workers:
             worker.ask_to_stop()
         if isinstance(error, KeyboardInterrupt):
-            say("stopping the workers at the end of their steps; once more to stop at once")
+            say("stopping the workers after their steps; press Ctrl-C again to stop at once")
         try:
             for worker in self.workers:
                 worker.process.wait()
@@ -183,16 +185,16 @@ class Pool:
             self._end_at_once()
 
     def watch(self, ended: int) -> bool:
-        """Start those that died again.
+        """Restart the workers that died.
 
         Args:
-            ended: Number of trials brought to an end so far, by all machines.
+            ended: Number of trials that have ended so far, on all machines.
 
         Returns:
-            Whether any is at work.
+            Whether any worker is running.
 
         Raises:
-            UsageError: One dies again and again, and no trial ends.
+            UsageError: One dies repeatedly, and no trial ends.
         """
         if ended > self._ended:
             self._ended = ended
@@ -208,13 +210,13 @@ class Pool:
                 if worker.deaths == DEATHS:
                     again = f"{DEATHS} times in a row: {worker.last_line()}"
                     raise UsageError(f"{died} {again}; its output is in {worker.log}")
-                say(f"{died}: another takes its place; its output is in {worker.log}")
+                say(f"{died}: it is restarted; its output is in {worker.log}")
             worker.ask_to_stop()
             worker.start()
         return any(worker.process.poll() is None for worker in self.workers)
 
     def _end_at_once(self) -> None:
-        """Let the workers mark what they leave; end those that do not answer."""
+        """Let the workers mark their runs as killed; kill those that do not answer."""
         for worker in self.workers:
             worker.process.send_signal(signal.SIGTERM)
         for worker in self.workers:

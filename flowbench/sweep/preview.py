@@ -1,4 +1,4 @@
-"""What a study would run, told without running it."""
+"""What a study would run."""
 
 import os
 import statistics
@@ -8,18 +8,18 @@ from pathlib import Path
 from flowbench.config import Experiment, to_yaml
 from flowbench.space import Choice, Range
 from flowbench.study import StudyFile
+from flowbench.sweep.planned import RETRIED_FROM
 from flowbench.sweep.samplers import as_params
-from flowbench.sweep.tags import RETRIED_FROM
 from flowbench.terminal import duration
 
 
 def preview(study: StudyFile, results: Path, trials: int | None = None) -> Iterator[str]:
-    """Tell the trials of a grid, or what another sampler chooses from; the time; a configuration.
+    """List the trials of a grid, or the space of another sampler; the time; a configuration.
 
     Args:
         study: The study.
-        results: Where earlier runs of it may be recorded.
-        trials: Number of trials, in place of the study's own.
+        results: Directory in which earlier runs may be recorded.
+        trials: Number of trials that replaces the study's own.
 
     Yields:
         Lines.
@@ -38,7 +38,7 @@ def preview(study: StudyFile, results: Path, trials: int | None = None) -> Itera
 
 
 def first_experiment(study: StudyFile) -> Experiment:
-    """Build the first point of a grid, or the first value or lower end of every dimension."""
+    """Build the first point of a grid, or of the first value or lower end of every dimension."""
     if study.points:
         return study.points[0].experiment
     first = {key: dimension.ends[0] for key, dimension in study.space.items()}
@@ -54,7 +54,7 @@ def _words(dimension: Choice | Range) -> str:
 
 
 def _time(study: StudyFile, results: Path, trials: int) -> str:
-    """Estimate from the study's finished runs where there are any, else as its file does."""
+    """Estimate the time from the study's finished runs, or else quote its file."""
     if os.environ.get("MLFLOW_TRACKING_URI") or (results / "mlflow.db").exists():
         from flowbench.tracking.store import Store
 
@@ -66,6 +66,8 @@ def _time(study: StudyFile, results: Path, trials: int) -> str:
         if whole:
             each = statistics.fmean((run.end_time - run.start_time) / 1000 for run in whole)
             all_ = duration(each * trials * (1 if study.points else len(study.seeds)))
-            told = f"a run took {duration(each)}, by the {len(whole)} that ran through"
-            return f"about {all_} of one worker for {trials} trials; {told}"
+            return (
+                f"about {all_} of one worker for {trials} trials; a run took {duration(each)}, the "
+                f"mean of {len(whole)}"
+            )
     return study.cost

@@ -1,4 +1,4 @@
-"""What a study leaves of its trials in its parent run, so that a report needs no Optuna."""
+"""A study's trials recorded in its parent run, so that a report needs no Optuna."""
 
 import datetime
 import json
@@ -9,52 +9,55 @@ from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
 from flowbench.space import parts
-from flowbench.sweep.places import ERROR, PLACE, RETRY_OF, Places, has_failed, params_of
+from flowbench.sweep.planned import ERROR, INDEX, RETRY_OF, PlannedTrials, has_failed, params_of
 from flowbench.terminal import say
 from flowbench.tracking.store import Store
 from flowbench.tracking.tables import IMPORTANCES, OBJECTIVES, TRIALS
 
 LEAST = 8
-"""Complete trials below which a regression on their parameters says nothing."""
+"""Complete trials that a regression on their parameters needs."""
 
 
-def record(places: Places, store: Store, parent: str) -> None:
-    """Write ``trials.csv`` and, where there can be one, ``importances.csv`` as artifacts.
+def record(planned: PlannedTrials, store: Store, parent: str) -> None:
+    """Write ``trials.csv`` and, where it can be computed, ``importances.csv`` as artifacts.
 
     Args:
-        places: The planned trials.
+        planned: The planned trials.
         store: Where the study's runs are recorded.
         parent: Id of its parent run.
     """
-    store.tag(parent, {OBJECTIVES: json.dumps(places.study.objectives)})
-    store.text(parent, TRIALS, trials(places).to_csv(index=False))
-    found = importances(places)
+    store.tag(parent, {OBJECTIVES: json.dumps(planned.study.objectives)})
+    store.text(parent, TRIALS, trials(planned).to_csv(index=False))
+    found = importances(planned)
     if len(found):
         store.text(parent, IMPORTANCES, found.to_csv(index=False))
 
 
-def trials(places: Places) -> pd.DataFrame:
-    """A row an attempt at a planned place, in the order in which they were queued.
+def trials(planned: PlannedTrials) -> pd.DataFrame:
+    """Make a row per attempt at a planned trial, in the order in which they were queued.
 
     Returns:
-        Columns ``trial``, ``place``, ``state`` as Optuna has it, ``retry_of``, ``started`` (UTC),
+        Columns ``trial``, ``place`` (index of the planned trial), ``state`` as in Optuna,
+        ``retry_of``, ``started`` (UTC),
         ``duration`` in seconds; every parameter by its dotted key, coupled ones apart; the value
-        of every objective, of a pruned trial the last before it was stopped; ``error``, of those
-        whose place is over without a result.
+        of every objective, for a pruned trial the last one before it was stopped; ``error``, where
+        the planned trial ended without a result.
     """
-    objectives = list(places.study.objectives)
-    parameters = [part for key in places.study.space for part in parts(key)]
-    parameters += ["seed"] if places.study.points else []
+    objectives = list(planned.study.objectives)
+    parameters = [part for key in planned.study.space for part in parts(key)]
+    parameters += ["seed"] if planned.study.points else []
     head = ["trial", "place", "state", "retry_of", "started", "duration"]
     rows = []
-    for attempt in places.all_attempts():
+    for attempt in planned.all_attempts():
         own = _head(attempt) | _parameters(attempt)
         own |= dict(zip(objectives, attempt.values or [], strict=False))
         if has_failed(attempt):
             own["error"] = attempt.user_attrs.get(ERROR, "its processes died")
         rows.append(own)
     columns = [*head, *parameters, *objectives, "error"]
-    return pd.DataFrame(rows, columns=columns, dtype=object)  # else a gap makes integers floats
+    return pd.DataFrame(
+        rows, columns=columns, dtype=object
+    )  # else missing values would turn integers into floats
 
 
 def _head(attempt: FrozenTrial) -> dict[str, Any]:
@@ -62,7 +65,7 @@ def _head(attempt: FrozenTrial) -> dict[str, Any]:
     utc = started.astimezone(datetime.UTC).replace(tzinfo=None) if started else None
     return {
         "trial": attempt.number,
-        "place": attempt.user_attrs[PLACE],
+        "place": attempt.user_attrs[INDEX],
         "state": attempt.state.name,
         "retry_of": attempt.user_attrs.get(RETRY_OF),
         "started": utc.isoformat(timespec="seconds") if utc else None,
@@ -78,11 +81,11 @@ def _parameters(attempt: FrozenTrial) -> dict[str, Any]:
     return values
 
 
-def importances(places: Places) -> pd.DataFrame:
-    """How much of each objective's variance each parameter explains alone, by Optuna's fANOVA.
+def importances(planned: PlannedTrials) -> pd.DataFrame:
+    """Compute the share of each objective's variance that each parameter explains, by fANOVA.
 
-    The seed of a grid is a parameter like the others: its share is what chance comes to. What the
-    shares lack to 1 is due to parameters together. Where there can be none, one line says why.
+    The seed of a grid is a parameter like the others: its share measures chance. The shares sum to
+    1 with the effects of parameters together. Where they cannot be computed, one line says why.
 
     Returns:
         Rows of ``objective parameter importance``, the greatest importance of an objective first.
@@ -92,7 +95,7 @@ def importances(places: Places) -> pd.DataFrame:
         https://proceedings.mlr.press/v32/hutter14.html
     """
     columns = ["objective", "parameter", "importance"]
-    complete = [t for t in places.last_attempts() if t.state == TrialState.COMPLETE]
+    complete = [t for t in planned.last_attempts() if t.state == TrialState.COMPLETE]
     if len(complete) < LEAST:
         say(f"no importances of parameters: {len(complete)} complete trials, of {LEAST} needed")
         return pd.DataFrame(columns=columns)
@@ -101,15 +104,15 @@ def importances(places: Places) -> pd.DataFrame:
         say(f"no importances of parameters: {len(varied)} varies, of 2 needed")
         return pd.DataFrame(columns=columns)
     rows: list[tuple[str, str, float]] = []
-    for at, objective in enumerate(places.study.objectives):
+    for at, objective in enumerate(planned.study.objectives):
 
         def value(trial: FrozenTrial, at: int = at) -> float:
             return trial.values[at]
 
         evaluator = FanovaImportanceEvaluator(seed=0)
         try:
-            found = evaluator.evaluate(places.trials, varied, target=value)
-        except RuntimeError:  # as of a forest that finds no variance
+            found = evaluator.evaluate(planned.trials, varied, target=value)
+        except RuntimeError:  # the forest found no variance
             say(f"no importances of parameters for {objective}: all trials have the same value")
             continue
         shares = sorted(found.items(), key=lambda share: -share[1])

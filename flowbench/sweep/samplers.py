@@ -1,4 +1,4 @@
-"""How the points of a study are chosen, and which trials are stopped early."""
+"""Optuna's samplers and pruners for a study, and values in the form that Optuna stores."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from flowbench.study import Choice, Range, StudyFile
 from flowbench.tracking.provenance import owner
 
 SAMPLERS: dict[str, type[RandomSampler | TPESampler | NSGAIISampler]] = {
-    "grid": RandomSampler,  # has nothing to choose: every queued point is whole
+    "grid": RandomSampler,  # chooses nothing: every queued point is complete
     "random": RandomSampler,
     "tpe": TPESampler,
     "nsga2": NSGAIISampler,
@@ -29,12 +29,12 @@ PRUNERS: dict[str, type[BasePruner]] = {
 def sampler(study: StudyFile, trials: int) -> BaseSampler:
     """Make the study's sampler, with draws that no other worker and no restart repeats.
 
-    A sampler draws the same points from the same seed, so the seed is made of all that tells one
-    process from another, and one start from the next.
+    A sampler draws the same points from the same seed, so the seed depends on the process and on
+    the time.
 
     Args:
         study: The study.
-        trials: Number of trials that there are already.
+        trials: Number of trials so far.
     """
     parts = [study.name, *map(str, study.seeds), *owner().values(), str(trials)]
     digest = hashlib.sha256(" ".join([*parts, str(time.time_ns())]).encode()).digest()
@@ -47,12 +47,12 @@ def pruner(study: StudyFile) -> BasePruner:
 
 
 def suggest(trial: Trial, space: Mapping[str, Choice | Range]) -> dict[str, Any]:
-    """Choose a trial's values: those that it was queued with, else those of the sampler."""
+    """Return a trial's values: those that it was queued with, else the sampler's."""
     return {key: _suggest(trial, key, dimension) for key, dimension in space.items()}
 
 
 def as_params(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Write values as Optuna keeps them: what is none of its plain types as JSON.
+    """Convert values to those that Optuna stores: other types than its own become JSON.
 
     Example:
         >>> as_params({"model.blocks, model.layers": [1, 8], "optim.lr": 0.1})
@@ -62,7 +62,7 @@ def as_params(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def label(params: Mapping[str, Any]) -> str:
-    """Name a trial by its parameters, shortly.
+    """Name a trial by its parameters, in short.
 
     Example:
         >>> label({"model.transform": "rqs-8", "optim.lr": 0.00123456, "seed": 1})

@@ -1,4 +1,4 @@
-"""What asks a worker to stop: a signal, or the end of its standard input."""
+"""Requests that a worker stop: a signal, or the end of its standard input."""
 
 import os
 import signal
@@ -9,9 +9,9 @@ from types import FrameType
 
 
 class Stop:
-    """Remembers that the worker is to stop; in a run it interrupts, elsewhere it waits to be asked.
+    """Remembers a request to stop: it interrupts a run at once, and takes effect after other work.
 
-    What is written between runs, to Optuna above all, is so never torn by a signal.
+    So a signal never interrupts a write between runs, for instance to Optuna.
     """
 
     def __init__(self) -> None:
@@ -20,34 +20,34 @@ class Stop:
 
     @property
     def requested(self) -> bool:
-        """Whether the worker is to take no further trial."""
+        """Whether the worker must take no further trial."""
         return self._event.is_set()
 
     def listen(self, descriptor: int) -> None:
-        """Take SIGINT, SIGTERM and the end of a pipe that the parent holds open for the request.
+        """Treat SIGINT, SIGTERM and the end of a pipe that the parent holds open as the request.
 
-        The system closes a parent's end however the parent dies.
+        The system closes the parent's end however the parent dies.
         """
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 
         def watch() -> None:
-            while os.read(descriptor, 1024):  # a stream's own lock would trouble the exit
+            while os.read(descriptor, 1024):  # a stream's own lock could block the exit
                 pass
             os.kill(os.getpid(), signal.SIGINT)
 
         threading.Thread(target=watch, name="parent", daemon=True).start()
 
     def wait(self, seconds: float) -> None:
-        """Let time pass, or less of it if the worker is to stop."""
+        """Wait, or return early when a request arrives."""
         self._event.wait(seconds)
 
     @contextmanager
     def in_run(self) -> Iterator[None]:
-        """Interrupt what happens inside, until it handles signals itself.
+        """Interrupt the context on a request, until it handles signals itself.
 
         Raises:
-            KeyboardInterrupt: The worker is, or was, to stop.
+            KeyboardInterrupt: The worker was asked to stop, before or in the context.
         """
         self._in_run = True
         try:

@@ -1,34 +1,34 @@
-"""Where Optuna keeps the trials of a study: a journal beside the results, or a database."""
+"""Optuna's storage of a study's trials: a journal below the results, or a database."""
 
-import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from sqlalchemy.exc import SQLAlchemyError
 
+from flowbench.atomic import locked
 from flowbench.errors import UsageError
 from flowbench.terminal import say
 from flowbench.tracking.locks import exclusive, shown
 
 
 class Storage:
-    """The trials' storage, opened; its tables are made where they are missing.
+    """An open storage of trials; missing tables are created.
 
     Args:
-        place: Path of a journal, ``sqlite:///FILE``, or ``postgresql://...``, which machines can
-            share.
+        place: Path of a journal, ``sqlite:///FILE``, or ``postgresql://...``, which several
+            machines can share.
 
     Attributes:
-        backend: What Optuna reads and writes.
+        backend: Optuna's storage object.
 
     Raises:
-        UsageError: It is no such address, or cannot be read.
+        UsageError: The address is not valid, or the storage cannot be read.
     """
 
     def __init__(self, place: str) -> None:
@@ -38,22 +38,22 @@ class Storage:
 
     def _open(self) -> BaseStorage:
         if "://" in self.place:
-            with self.locked():  # processes that make the tables together ruin them
+            with self.locked():  # tables that several processes create at once are broken
                 return RDBStorage(self.place, engine_kwargs={"pool_pre_ping": True})
         Path(self.place).parent.mkdir(parents=True, exist_ok=True)
         lock = JournalLock(Path(self.place))
         return JournalStorage(JournalFileBackend(self.place, lock_obj=lock))
 
     def locked(self) -> AbstractContextManager[None]:
-        """Let one process at a time inside, of all that use this storage."""
+        """Return a lock that one process at a time holds, of all that use this storage."""
         return exclusive(self.place)
 
     @contextmanager
     def errors(self) -> Iterator[None]:
-        """Tell what cannot be opened or read on one line."""
-        hint = "is it running, and its name and password right?"
+        """Turn errors of opening and reading into errors on one line."""
+        hint = "check that it runs, and its name and password"
         if "://" not in self.place:
-            hint = "move it away, and the runs that the store has as finished are taken from there"
+            hint = "move it away; finished runs are then taken from the store"
         try:
             yield
         except UsageError:
@@ -66,13 +66,11 @@ class Storage:
 
 
 class JournalLock(JournalFileOpenLock):
-    """Lock of a journal, on the file itself, in place of Optuna's, which outlives a holder's death.
+    """Lock of a journal on the file itself; Optuna's own lock outlives the death of its holder.
 
-    Whoever gets it finds the file whole.
-
-    A disk that was full, or a power failure, leaves a last line that is half written, and the next
-    one behind it would make the journal unreadable. All that write hold this lock, so what stands
-    behind the last newline now will never be finished: it is cut off.
+    A full disk or a power failure leaves an incomplete last line, and a line appended to that would
+    make the journal unreadable. Every writer holds this lock, so nobody will complete the text
+    after the last newline: acquiring the lock cuts it off.
 
     Args:
         path: The journal.
@@ -81,22 +79,20 @@ class JournalLock(JournalFileOpenLock):
     def __init__(self, path: Path) -> None:
         super().__init__(str(path))
         self._path = path
-        self._file: BinaryIO | None = None
+        self._lock = ExitStack()
 
     def acquire(self) -> bool:
-        """Wait for the lock, and mend the file."""
-        file = self._path.open("r+b")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        self._mend(file)
-        self._file = file
+        """Wait for the lock, then cut off an incomplete last line."""
+        lock = ExitStack()
+        self._cut_off(lock.enter_context(locked(self._path)))
+        self._lock = lock  # only now: another thread may have held the lock until here
         return True
 
     def release(self) -> None:
-        """Give the lock to the next."""
-        if self._file:
-            self._file.close()
+        """Free the lock."""
+        self._lock.close()
 
-    def _mend(self, file: BinaryIO) -> None:
+    def _cut_off(self, file: IO[bytes]) -> None:
         size = file.seek(0, os.SEEK_END)
         if size == 0:
             return
@@ -106,4 +102,4 @@ class JournalLock(JournalFileOpenLock):
         file.seek(0)
         whole = file.read().rfind(b"\n") + 1
         file.truncate(whole)
-        say(f"{self._path}: cut off {size - whole} bytes of a last line that was half written")
+        say(f"{self._path}: cut off {size - whole} bytes of an incomplete last line")

@@ -1,4 +1,4 @@
-"""One trial: from the values that it is given to what Optuna and the store say of it."""
+"""One trial: from its values to its records in Optuna and in the store."""
 
 import math
 import statistics
@@ -14,10 +14,22 @@ from flowbench.errors import Pruned, UsageError
 from flowbench.experiment import run
 from flowbench.study import StudyFile
 from flowbench.sweep.heartbeat import Heartbeat
-from flowbench.sweep.places import END, ERROR, OVERHEAD, PLACE, RETRY_OF, STOPPED, Places
+from flowbench.sweep.planned import (
+    END,
+    ERROR,
+    INDEX,
+    OVERHEAD,
+    RETRIED_AS,
+    RETRIED_FROM,
+    RETRY_OF,
+    STATE,
+    STOPPED,
+    TRIAL,
+    WORKERS,
+    PlannedTrials,
+)
 from flowbench.sweep.samplers import label, suggest
 from flowbench.sweep.stop import Stop
-from flowbench.sweep.tags import RETRIED_AS, RETRIED_FROM, STATE, TRIAL, WORKERS
 from flowbench.terminal import say
 from flowbench.tracking.store import PARENT, PRUNED, Run, Store, StoreError
 
@@ -27,60 +39,62 @@ Judge = Callable[[dict[str, float], int], bool]
 
 
 class Runner:
-    """Runs the trials that this process has claimed.
+    """Runs the trials that this process claimed.
 
     Args:
-        places: The planned trials.
-        store: Where the runs are recorded.
+        planned: The planned trials.
+        store: The store of the runs.
         parent: Id of the study's parent run.
-        workers: Number of workers of this machine, this one included.
-        stop: What asks this process to stop.
+        workers: Number of workers of this machine, including this one.
+        stop: The requests to stop.
     """
 
-    def __init__(self, places: Places, store: Store, parent: str, workers: int, stop: Stop) -> None:
-        self.places = places
-        self.study: StudyFile = places.study
-        self.trials: Study = places.trials
+    def __init__(
+        self, planned: PlannedTrials, store: Store, parent: str, workers: int, stop: Stop
+    ) -> None:
+        self.planned = planned
+        self.study: StudyFile = planned.study
+        self.trials: Study = planned.trials
         self.store = store
         self.parent = parent
         self.workers = workers
         self.stop = stop
 
     def run(self, trial: Trial) -> bool:
-        """Run a claimed trial and tell what it came to.
+        """Run a claimed trial and report its result.
 
         Returns:
-            Whether this process is fit for another: not after an error that is none of the
-            configuration's, which may have left a device or the memory in any state.
+            Whether this process can run another: not after an error that the configuration does not
+            explain, which may have left the device or the memory in any state.
 
         Raises:
-            Interrupted: A signal stopped it; it is queued again, and goes on from its checkpoint.
+            Interrupted: A signal stopped it; it is queued again, and continues from its checkpoint.
             StoreError: The store cannot be used; it is queued again.
         """
         began = time.monotonic()
-        heart = Heartbeat(self.places.storage.backend, self.places.id(trial.number))
+        heart = Heartbeat(self.planned.storage.backend, self.planned.id(trial.number))
         try:
             with heart:
                 values, busy = self._values(trial)
         except Pruned:
-            self._tell(trial, TrialState.PRUNED)
+            self._report(trial, TrialState.PRUNED)
         except (KeyboardInterrupt, StoreError):
             if heart.lost:
-                say(f"trial {trial.number} was taken over while this machine was silent")
+                say(f"trial {trial.number}: another machine saw no heartbeat and took it over")
                 return False
-            self._tell(trial, TrialState.FAIL, {END: STOPPED})
+            self._report(trial, TrialState.FAIL, {END: STOPPED})
             raise
         except Exception as error:
-            told = " ".join((str(error) or type(error).__name__).split())
-            say(f"trial {trial.number} failed: {told}")
-            self._tell(trial, TrialState.FAIL, {ERROR: told})
+            reason = " ".join((str(error) or type(error).__name__).split())
+            say(f"trial {trial.number} failed: {reason}")
+            self._report(trial, TrialState.FAIL, {ERROR: reason})
             return isinstance(error, UsageError)
         else:
             overhead = time.monotonic() - began - busy
-            self._tell(trial, TrialState.COMPLETE, {OVERHEAD: overhead}, values)
+            self._report(trial, TrialState.COMPLETE, {OVERHEAD: overhead}, values)
         return True
 
-    def _tell(
+    def _report(
         self,
         trial: Trial,
         state: TrialState,
@@ -94,7 +108,7 @@ class Runner:
             self.store.tag(recorded.info.run_id, {STATE: state.name})
 
     def _values(self, trial: Trial) -> tuple[list[float], float]:
-        """Run a trial's point, in a grid once, else for every seed: the means, and the seconds."""
+        """Run a trial's point, in a grid once, else for every seed; return means and seconds."""
         values = suggest(trial, self.study.space)
         seeds = self.study.seeds
         if self.study.points:
@@ -113,21 +127,23 @@ class Runner:
         return means, busy
 
     def _run(self, trial: Trial, experiment: Experiment, judge: Judge | None) -> tuple[str, float]:
-        """Run an experiment, or take up what an earlier attempt at the same place has left of it.
+        """Run an experiment, or use the run of an earlier attempt at the same planned trial.
 
         Returns:
-            The run's id, and the seconds that its training and evaluation took just now.
+            The run's id, and the seconds of its training and evaluation in this process.
         """
         tags = self._tags(trial)
         resume = None
         for earlier in self._earlier(trial, experiment):
             run_id, status = str(earlier.info.run_id), earlier.info.status
-            if status == "FINISHED" or PRUNED in earlier.data.tags:  # Optuna was not told
+            if status == "FINISHED" or PRUNED in earlier.data.tags:  # Optuna does not know it yet
                 self.store.tag(run_id, {key: tags[key] for key in tags if key != WORKERS})
                 if PRUNED in earlier.data.tags:
                     raise Pruned
                 return run_id, 0.0
-            if status == "RUNNING":  # its process is dead, or it would not be this one's turn
+            if (
+                status == "RUNNING"
+            ):  # its process is dead, else this one could not have claimed the trial
                 self.store.finish(run_id, "KILLED")
             if status != "FAILED" and not resume and self.store.checkpoint(run_id).exists():
                 resume = run_id
@@ -142,7 +158,7 @@ class Runner:
             PARENT: self.parent,
         }
         name = label({**trial.params, "seed": experiment.seed})
-        title = f"[{trial.user_attrs[PLACE] + 1}/{self.places.planned}] {name}"
+        title = f"[{trial.user_attrs[INDEX] + 1}/{self.planned.total}] {name}"
         with self.stop.in_run():
             record = run(experiment, self.store, tags, resume=resume, label=title, judge=judge)
         return record.run_id, record.seconds
@@ -154,9 +170,9 @@ class Runner:
         return tags
 
     def _earlier(self, trial: Trial, experiment: Experiment) -> list[Run]:
-        """Find what earlier attempts have recorded of an experiment: the finished, then the newest.
+        """Find the runs of an experiment by earlier attempts: the finished, then the newest.
 
-        The points of a grid differ, so that theirs are known even if Optuna's journal was lost.
+        The points of a grid differ, so their runs are found even if Optuna's journal was lost.
         """
         found = self._children(f"tags.`flowbench.digest` = '{experiment.digest()}'")
         if not self.study.points:
@@ -165,15 +181,15 @@ class Runner:
         return sorted(found, key=lambda earlier: earlier.info.status != "FINISHED")
 
     def _attempts(self, trial: Trial) -> list[FrozenTrial]:
-        """Give the attempts at a trial's place, this one included."""
-        place = trial.user_attrs[PLACE]
-        return [t for t in self.places.all_attempts() if t.user_attrs[PLACE] == place]
+        """Return the attempts at the same planned trial, including this one."""
+        place = trial.user_attrs[INDEX]
+        return [t for t in self.planned.all_attempts() if t.user_attrs[INDEX] == place]
 
     def _children(self, which: str) -> list[Run]:
         return self.store.search(f"tags.`{PARENT}` = '{self.parent}' and {which}")
 
     def _judge(self, trial: Trial) -> Judge | None:
-        """Make what tells Optuna of every epoch and asks whether to go on; it judges one seed."""
+        """Make a function that reports every epoch to Optuna and asks whether to stop."""
         if self.study.pruner == "none":
             return None
         (objective,) = self.study.objectives
@@ -194,7 +210,7 @@ class Runner:
         return judge
 
     def _measured(self, run_id: str) -> list[float]:
-        """Read the objectives off a finished run.
+        """Read the objectives of a finished run.
 
         Raises:
             UsageError: One was not measured.
@@ -203,7 +219,7 @@ class Runner:
         values = []
         for name in self.study.objectives:
             if name == "val/loss" and name not in metrics:
-                name = "train/loss"  # without validation there is nothing better
+                name = "train/loss"  # without validation the training loss has to do
             if name not in metrics:
                 has = ", ".join(sorted(metrics))
                 raise UsageError(f"objective {name} was not measured: the run has {has}")
@@ -211,7 +227,7 @@ class Runner:
         return values
 
     def _typical(self, run_id: str, name: str) -> float:
-        """Median over a run's epochs after the first, which is slower, where there are others."""
+        """Return the median over a run's epochs after the first, which is slower."""
         history = self.store.client.get_metric_history(run_id, name)
         later = [point.value for point in history if point.step > 1]
         return statistics.median(later or [point.value for point in history])

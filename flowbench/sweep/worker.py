@@ -1,7 +1,7 @@
 """A worker: the process that runs the trials of a study, one after another.
 
-It reads its orders from the first line of its standard input and works as long as that stays open,
-which is as long as the command that started it lives and does not ask it to stop.
+It reads its arguments from the first line of its standard input and works as long as that stays
+open: until the command that started it dies or asks it to stop.
 """
 
 import json
@@ -16,20 +16,20 @@ from flowbench.sweep.stop import Stop
 from flowbench.terminal import say
 
 OVER, FAILED, AGAIN, STOPPED = 0, 2, 75, 130
-"""Exit statuses: nothing is left; an error; a new process is to take its place; by a signal."""
+"""Exit statuses: all trials ended; an error; a new process must replace this one; a signal."""
 IDLE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
-class Orders:
-    """What a worker is told.
+class WorkerArguments:
+    """Arguments of a worker.
 
     Attributes:
         file: The study file.
         scale: Its scale.
-        results: Directory of all that is recorded.
-        storage: Where Optuna keeps the trials.
-        name: Name of the study there.
+        results: Directory of the results.
+        storage: Optuna's storage.
+        name: Name of the study in the storage.
         planned: Number of trials.
         workers: Number of workers of this machine.
     """
@@ -42,18 +42,18 @@ class Orders:
     planned: int
     workers: int
 
-    def write(self) -> str:
-        """Write them as a line."""
+    def to_line(self) -> str:
+        """Write the arguments as one line."""
         return json.dumps(asdict(self)) + "\n"
 
     @classmethod
-    def read(cls, line: str) -> Self:
-        """Read what ``write`` wrote."""
+    def from_line(cls, line: str) -> Self:
+        """Read the line that ``to_line`` wrote."""
         return cls(**json.loads(line))
 
 
-def work(orders: Orders, stop: Stop) -> int:
-    """Run trials until none is left; while others are still at theirs, be there if they die.
+def work(arguments: WorkerArguments, stop: Stop) -> int:
+    """Run trials until all have ended; wait for other workers, whose trials may need a new attempt.
 
     Returns:
         The exit status.
@@ -62,20 +62,20 @@ def work(orders: Orders, stop: Stop) -> int:
         Interrupted: A signal stopped the run in progress.
         UsageError: The study's file has changed, or the store or the storage cannot be used.
     """
-    from flowbench.sweep.places import Places
+    from flowbench.sweep.optuna_study import PARENT_RUN, load_study
+    from flowbench.sweep.planned import PlannedTrials
     from flowbench.sweep.storage import Storage
-    from flowbench.sweep.studies import PARENT_RUN, load_study
     from flowbench.sweep.trial import Runner
     from flowbench.tracking.store import Store
 
-    study = read(Path(orders.file), orders.scale)
-    store = Store(Path(orders.results))
-    storage = Storage(orders.storage)
-    opened = load_study(study, storage, orders.name)
-    places = Places(opened, storage, study, orders.planned)
-    runner = Runner(places, store, opened.user_attrs[PARENT_RUN], orders.workers, stop)
-    while not (stop.requested or places.over() or places.too_many_failed()):
-        trial = places.claim()
+    study = read(Path(arguments.file), arguments.scale)
+    store = Store(Path(arguments.results))
+    storage = Storage(arguments.storage)
+    opened = load_study(study, storage, arguments.name)
+    planned = PlannedTrials(opened, storage, study, arguments.planned)
+    runner = Runner(planned, store, opened.user_attrs[PARENT_RUN], arguments.workers, stop)
+    while not (stop.requested or planned.over() or planned.too_many_failed()):
+        trial = planned.claim()
         if trial is None:
             stop.wait(IDLE_SECONDS)
         elif not runner.run(trial):
@@ -84,12 +84,12 @@ def work(orders: Orders, stop: Stop) -> int:
 
 
 def main() -> int:
-    """Work by the orders on standard input."""
+    """Run a worker with the arguments on standard input."""
     stop = Stop()
-    orders = Orders.read(sys.stdin.readline())
+    arguments = WorkerArguments.from_line(sys.stdin.readline())
     stop.listen(sys.stdin.fileno())
     try:
-        return work(orders, stop)
+        return work(arguments, stop)
     except Interrupted as stopped:
         say(str(stopped))
         return STOPPED

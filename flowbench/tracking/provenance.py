@@ -1,4 +1,4 @@
-"""Who ran something, on what and with which code: the tags that make a number traceable."""
+"""Process, machine and code of a run, as tags that make its numbers traceable."""
 
 import os
 import platform
@@ -21,10 +21,10 @@ PID, STARTED = "flowbench.pid", "flowbench.process_started"
 
 
 def owner() -> dict[str, str]:
-    """Name this process so that it can be told from a later one with the same number.
+    """Identify this process, so that a later one with the same number is not taken for it.
 
-    A number means one process only within a boot, and within a container; the start is told in
-    seconds after the boot, which no correction of the machine's clock moves.
+    A process number is unique only within a boot and a container. The start time is in seconds
+    after the boot, so corrections of the machine's clock do not change it.
     """
     process = psutil.Process()
     return {
@@ -37,26 +37,30 @@ def owner() -> dict[str, str]:
 
 
 def is_local(tags: Mapping[str, str]) -> bool:
-    """Tell whether the process that ``owner`` named, dead or alive, can be looked up from here."""
+    """Return whether the process of ``owner``, dead or alive, can be looked up from here."""
     here = {HOST: socket.gethostname(), BOOT: _boot(), NAMESPACE: _namespace()}
     return all(tags.get(key) == value for key, value in here.items())
 
 
 def is_gone(tags: Mapping[str, str]) -> bool:
-    """Tell whether the process that ``owner`` named is known to have ended."""
+    """Return whether the process of ``owner`` is known to have ended."""
     if not is_local(tags):
         return False
     try:
         process = psutil.Process(int(tags[PID]))
-        if process.status() == psutil.STATUS_ZOMBIE:  # dead, and nobody has asked yet how it ended
+        if (
+            process.status() == psutil.STATUS_ZOMBIE
+        ):  # dead, but its parent has not read its exit status
             return True
-        return abs(_started(process) - float(tags[STARTED])) > 2  # a boot is timed to a second
+        return (
+            abs(_started(process) - float(tags[STARTED])) > 2
+        )  # the time of the boot is known to a second
     except psutil.NoSuchProcess:
         return True
 
 
 def is_orphan(tags: Mapping[str, str]) -> bool:
-    """Tell whether the process that ``owner`` named is gone, or its machine has been restarted."""
+    """Return whether the process of ``owner`` is gone, or its machine has been restarted."""
     restarted = tags.get(HOST) == socket.gethostname() and tags.get(BOOT) != _boot()
     return restarted or is_gone(tags)
 
@@ -67,7 +71,7 @@ def _started(process: psutil.Process) -> float:
 
 @cache
 def _boot() -> str:
-    """Name of this boot of this machine."""
+    """Return the id of this boot of this machine."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:  # not Linux
@@ -76,7 +80,7 @@ def _boot() -> str:
 
 @cache
 def _namespace() -> str:
-    """Name of what counts this process's number: on Linux, every container does so itself."""
+    """Return the id of the process number's namespace; on Linux every container has its own."""
     try:
         return str(Path("/proc/self/ns/pid").readlink())
     except OSError:  # not Linux
@@ -84,7 +88,7 @@ def _namespace() -> str:
 
 
 def provenance() -> dict[str, str]:
-    """Versions, commit and machine, as tags."""
+    """Return versions, commit and machine, as tags."""
     return {
         **{f"version.{package}": version(package) for package in PACKAGES},
         "version.flowbench": __version__,
@@ -96,7 +100,7 @@ def provenance() -> dict[str, str]:
 
 @cache
 def _commit() -> str:
-    """Commit of the running code, ``+`` behind it where files differ; empty outside a checkout."""
+    """Return the commit of the running code, with ``+`` if files differ; empty without git."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], **_QUIET)
@@ -110,7 +114,7 @@ _QUIET: dict[str, Any] = {"capture_output": True, "text": True, "check": True}
 
 
 def processor() -> str:
-    """Name the processor and count its cores."""
+    """Return the name of the processor and its number of cores."""
     name = platform.processor() or platform.machine()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -118,5 +122,5 @@ def processor() -> str:
                 name = line.partition(":")[2].strip()
                 break
     except OSError:
-        pass  # no such file but on Linux: the architecture's name stands
+        pass  # not Linux: the name of the architecture
     return f"{name}, {os.cpu_count()} cores"

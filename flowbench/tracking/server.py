@@ -10,7 +10,7 @@ from flowbench.terminal import say
 
 
 def serve(results: Path, host: str, port: int) -> None:
-    """Become MLflow's server: one worker, no telemetry, no job runner; ends with Ctrl-C.
+    """Replace this process by MLflow's server: one worker, no telemetry, no job runner.
 
     Raises:
         UsageError: Nothing is recorded here, the store is a server already, or the port is taken.
@@ -28,7 +28,7 @@ def serve(results: Path, host: str, port: int) -> None:
         socket.create_server((host, port)).close()
     except OSError as error:
         raise UsageError(f"{host}:{port} cannot be listened on: {error.strerror}") from error
-    # Without the query, MLflow opens its pages for language models, where no run shows.
+    # Without the query MLflow opens its pages for language models, which show no runs.
     page = f"http://{host}:{port}/#/experiments?workflowType=machine_learning"
     say(f"{page} in about ten seconds; Ctrl-C ends it")
     environment = {

@@ -12,12 +12,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from flowbench.config import Experiment, build, flat, read_yaml, to_yaml
+from flowbench.config import Experiment, flat, to_yaml
 from flowbench.errors import Pruned, UsageError
+from flowbench.parsing import build, read_yaml
 from flowbench.tracking.locks import exclusive, shown
 from flowbench.tracking.provenance import HOST, PID, is_orphan, owner, provenance
 
-# Read by MLflow when it is imported: no telemetry, a server that is down told in seconds, no bars.
+# Read by MLflow when it is imported: no telemetry, an error within seconds if a server is down, no
+# progress bars.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
@@ -30,7 +32,7 @@ from mlflow.entities import Run as Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-# It tells of every table it makes, and logs the traceback of an error that it raises as well.
+# MLflow logs every table that it creates, and the traceback of every error that it raises.
 logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
@@ -39,20 +41,20 @@ CONFIG = "config.yaml"
 TRACEBACK = "traceback.txt"
 PRUNED = "flowbench.pruned"
 DATABASES = ("sqlite:", "postgresql")
-"""What this process opens itself; a server looks after its own database and artifacts."""
+"""Stores that this process opens itself; a server has its own database and artifacts."""
 
 
 class StoreError(UsageError):
-    """The store cannot be read or written; what was to be recorded is not at fault."""
+    """The store cannot be read or written; the data to record are not the cause."""
 
 
 @contextmanager
 def one_line_errors(uri: str) -> Iterator[None]:
-    """Tell a store that cannot be read or written as a ``StoreError``."""
+    """Turn errors of reading and writing the store into a ``StoreError``."""
     try:
         yield
     except (MlflowException, SQLAlchemyError, CommandError, sqlite3.Error) as error:
-        cause: BaseException = error  # MLflow's own words hide it in long ones
+        cause: BaseException = error  # MLflow's own message is long and hides it
         while deeper := cause.__cause__ or cause.__context__:
             cause = deeper
         raise StoreError(
@@ -64,7 +66,7 @@ def one_line_errors(uri: str) -> Iterator[None]:
 class Store:
     """The MLflow store: an SQLite file below ``results`` unless MLFLOW_TRACKING_URI says otherwise.
 
-    Opening it closes the runs that a killed process of this machine left open.
+    Opening it closes the runs that killed processes of this machine left open.
 
     Args:
         results: Directory of the database, the artifacts and the checkpoints.
@@ -98,7 +100,7 @@ class Store:
             return str(self.client.create_experiment(name, artifact_location=location))
 
     def start(self, group: str, name: str, tags: Mapping[str, str]) -> str:
-        """Open a run, with who runs it on what.
+        """Open a run, with its process and machine.
 
         Args:
             group: MLflow experiment under which the run appears.
@@ -114,7 +116,7 @@ class Store:
             return str(run.info.run_id)
 
     def describe(self, run_id: str, experiment: Experiment, facts: Mapping[str, Any]) -> None:
-        """Record a run's whole configuration, and facts that it does not say outright; once."""
+        """Record a run's configuration, and facts about it and the machine; only once."""
         if self.get(run_id).data.params:
             return
         values = {**flat(asdict(experiment)), **facts}
@@ -131,15 +133,15 @@ class Store:
             self.client.log_batch(run_id, metrics=values)
 
     def text(self, run_id: str, name: str, text: str) -> None:
-        """Keep a text as an artifact of a run, in place of an earlier one of this name."""
+        """Save a text as an artifact of a run; an earlier one of this name is replaced."""
         with one_line_errors(self.uri):
             self.client.log_text(run_id, text, name)
 
     @contextmanager
     def closing(self, run_id: str) -> Iterator[None]:
-        """Close a run, with what happened inside: FINISHED, KILLED by a signal, or FAILED.
+        """Close a run after the context: FINISHED, KILLED by a signal, or FAILED.
 
-        A pruned run is KILLED too, for it has not been to its end, and has a tag that says so.
+        A pruned run is KILLED too, because it did not reach its end, and has a tag that says so.
         """
         try:
             with one_line_errors(self.uri):
@@ -149,7 +151,7 @@ class Store:
             self.finish(run_id, "KILLED")
             raise
         except (KeyboardInterrupt, SystemExit):
-            with suppress(Exception):  # a store that fails too must not hide what happened
+            with suppress(Exception):  # an error of the store must not hide the first one
                 self.finish(run_id, "KILLED")
             raise
         except BaseException:
@@ -161,15 +163,17 @@ class Store:
         self.finish(run_id, "FINISHED")
 
     def reopen(self, run_id: str) -> None:
-        """Go on with a run that was stopped; this process owns it now.
+        """Continue a stopped run; this process owns it from now on.
 
         Raises:
-            UsageError: There is no such run, or another process is at it.
+            UsageError: There is no such run, or another process runs it.
         """
         run = self.get(run_id)
         if run.info.status == "RUNNING":
             owner_of = f"process {run.data.tags[PID]} on {run.data.tags[HOST]}"
-            raise UsageError(f"{run.info.run_name} is being run by {owner_of}: wait, or stop it")
+            raise UsageError(
+                f"{run.info.run_name} is being run by {owner_of}: wait for it, or stop it"
+            )
         with one_line_errors(self.uri):
             self.client.update_run(run_id, status="RUNNING")
         self.tag(run_id, {**owner(), **provenance()})
@@ -201,7 +205,7 @@ class Store:
         """Read back the configuration of a run.
 
         Raises:
-            UsageError: There is no such run, or it is not that of an experiment.
+            UsageError: There is no such run, or it trained nothing.
         """
         self.get(run_id)
         try:
@@ -213,11 +217,11 @@ class Store:
 
     @property
     def cache(self) -> Path:
-        """Where evaluations keep what several runs share."""
+        """Directory of results that several runs' evaluations share."""
         return self.results / "cache"
 
     def checkpoint(self, run_id: str) -> Path:
-        """Where a run keeps the state from which it goes on."""
+        """Return the path of a run's checkpoint."""
         return self.results / "checkpoints" / run_id / "last.ckpt"
 
     def checkpoint_of(self, run: str) -> Path:
@@ -264,7 +268,7 @@ class Store:
 
 
 def _prepare(uri: str) -> None:
-    """Create the tables of a database under a lock: several processes doing it at once ruin it."""
+    """Create the tables of a database under a lock: created by several processes they break."""
     with one_line_errors(uri), exclusive(uri):
         MlflowClient(uri).search_experiments(max_results=1)
         if uri.startswith("sqlite:"):

@@ -48,7 +48,7 @@ def _parse_one(part: str, whole: str) -> Elementwise:
     except UsageError:
         raise
     except (KeyError, TypeError, ValueError):
-        pass  # all told below, in the same words
+        pass  # one message for all below
     valid = ", ".join(usage for usage, _ in FAMILIES.values())
     raise UsageError(
         f"unknown transform {part!r} in {whole!r}: valid are {valid}, or several joined by +"

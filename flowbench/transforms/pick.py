@@ -1,7 +1,7 @@
 """The K-wide part of a spline: softmaxes, running sums, bin search and selection, fast both ways.
 
 Autograd would keep and traverse a dozen tensors K wide; by hand it takes two, and the gradient of
-everything behind the selection is elementwise. Memory runs along the features, not the bins, so
+everything after the selection is elementwise. Memory runs along the features, not the bins, so
 that the processor's vectors are full.
 """
 

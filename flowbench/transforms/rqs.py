@@ -35,7 +35,7 @@ class RationalQuadraticSpline:
     :math:`δ_k = H_k e^{r}` with :math:`H_k` the harmonic mean of the neighbouring :math:`s` and
     |r| < log 4: left alone (r = 0) the spline is Fritsch and Butland's monotone interpolant. With
     free δ and s, as in the paper, a piece can be steep at its ends and flat to 1e-8 between, and no
-    float32 z tells its x any more. Together: :math:`-4 < \log dz/dx < 9`.
+    float32 z determines its x any more. Together: :math:`-4 < \log dz/dx < 9`.
 
     Args:
         bins: Number of pieces K, at least 1 and below 1000.
@@ -75,7 +75,7 @@ class RationalQuadraticSpline:
 
     @property
     def name(self) -> str:
-        """``rqs-K``, with ``-B`` behind it where B is not the default."""
+        """``rqs-K``, followed by ``-B`` where B is not the default."""
         if self.bound == BOUND:
             return f"rqs-{self.bins}"
         whole = int(self.bound) == self.bound
@@ -240,6 +240,6 @@ def _soft_clip(r: Tensor) -> Tensor:
 def _outside_identity(
     x: Tensor, inside: Tensor, z: Tensor, log_slope: Tensor
 ) -> tuple[Tensor, Tensor]:
-    # The spline saw the clamped x: selecting behind a clamp keeps the gradients outside finite.
+    # The spline saw the clamped x; selecting after the clamp keeps the gradients outside finite.
     within = x == inside
     return torch.where(within, z, x), torch.where(within, log_slope, 0.0)

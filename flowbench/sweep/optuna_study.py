@@ -1,4 +1,4 @@
-"""A study in Optuna's storage, and its parent run in the store: made once, found again."""
+"""A study in Optuna's storage, and its parent run in the store: created once, then found."""
 
 import os
 from typing import Any
@@ -16,19 +16,19 @@ DEFINITION, PARENT_RUN = "definition", "parent"
 
 
 def open_study(file: StudyFile, storage: Storage, store: Store, new_version: bool) -> Study:
-    """Find the newest version of a study, or make the first; likewise its parent run.
+    """Find the newest version of a study, or create the first, and its parent run.
 
-    Commands that start at the same instant wait here for one another, and find what the first of
-    them has made. The run's id is an attribute of Optuna's study, so that both stay together.
+    Commands that start at the same time wait for one another here, and find what the first created.
+    The run's id is an attribute of Optuna's study, so that both stay together.
 
     Args:
-        file: The study as its file describes it.
-        storage: Where Optuna keeps the trials.
-        store: Where the runs are recorded.
-        new_version: Start a study of its own, ``name@2`` and so on, beside those that there are.
+        file: The study file.
+        storage: Optuna's storage.
+        store: The store of the runs.
+        new_version: Start a new version, ``name@2`` and so on, and keep the earlier ones.
 
     Raises:
-        UsageError: The file is not what it was, or the store lacks the study's run.
+        UsageError: The file has changed, or the store lacks the study's run.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with storage.errors(), storage.locked():
@@ -52,16 +52,16 @@ def open_study(file: StudyFile, storage: Storage, store: Store, new_version: boo
         except UsageError as error:
             raise UsageError(
                 f"study {name} in {storage.place} has its runs in another store ({error}); "
-                "move that away, or start anew with --new-version"
+                "move that away, or start a new version with --new-version"
             ) from error
     return study
 
 
 def load_study(file: StudyFile, storage: Storage, name: str) -> Study:
-    """Open a study that there is, to run its trials with the sampler and pruner that it names.
+    """Open an existing study to run its trials with its sampler and pruner.
 
     Raises:
-        UsageError: The file is not what it was.
+        UsageError: The file has changed.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.load_study(study_name=name, storage=storage.backend, pruner=pruner(file))
@@ -71,23 +71,23 @@ def load_study(file: StudyFile, storage: Storage, name: str) -> Study:
 
 
 def check_same(file: StudyFile, study: Study) -> None:
-    """Refuse to go on with a study whose file says something else by now.
+    """Check that a study's file has not changed since the study began.
 
     Raises:
-        UsageError: Names what has changed.
+        UsageError: It has; the message names the changes.
     """
     was, now = study.user_attrs[DEFINITION], file.definition()
     changes = [
-        f"{key}: was {_told(was, key)}, is {_told(now, key)}"
+        f"{key}: was {_value(was, key)}, is {_value(now, key)}"
         for key in [*was, *(key for key in now if key not in was)]
         if was.get(key) != now.get(key) or (key in was) != (key in now)
     ]
-    if not changes and _order(was) != _order(now):  # which numbers the points and the values
+    if not changes and _order(was) != _order(now):  # the order numbers the points and the values
         changes = [f"order: was {', '.join(_order(was))}, is {', '.join(_order(now))}"]
     if changes:
         raise UsageError(
             f"{file.path} has changed since study {study.study_name} began ({'; '.join(changes)}): "
-            "change it back, or start anew with --new-version"
+            "change it back, or start a new version with --new-version"
         )
 
 
@@ -95,12 +95,12 @@ def _order(definition: dict[str, Any]) -> list[str]:
     return [key for key in definition if key.startswith(("space.", "objectives."))]
 
 
-def _told(definition: dict[str, Any], key: str) -> str:
+def _value(definition: dict[str, Any], key: str) -> str:
     return repr(definition[key]) if key in definition else "absent"
 
 
 def _version(name: str, wanted: str) -> int:
-    """Read a version off the name of a study; 0 for another study's."""
+    """Read the version from the name of a study; 0 for another study."""
     base, _, number = name.partition("@")
     if base != wanted:
         return 0
@@ -108,7 +108,7 @@ def _version(name: str, wanted: str) -> int:
 
 
 def _parent(file: StudyFile, name: str, store: Store) -> str:
-    """Find the parent run of this very study, as where its journal is lost, or make one."""
+    """Find the parent run of this study, for instance after its journal was lost, or create one."""
     digest = file.digest()
     for run in store.search(f"tags.`flowbench.study` = '{file.name}'"):
         tags = run.data.tags

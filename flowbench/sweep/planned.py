@@ -1,9 +1,9 @@
-"""The trials that a study plans, each a place, and the attempts that Optuna has seen at each.
+"""The planned trials of a study, and Optuna's attempts at each of them.
 
-A planned trial keeps its place, a number from 0, whatever happens to it: in a grid that of its
-point, else just a number. An attempt is a trial of Optuna's with that place among its attributes;
-the last attempt tells what has become of the place. So a study is counted, and its missing trials
-are found, by looking, never by remembering, and a place that is over is not attempted again.
+A planned trial has a fixed index from 0: in a grid the number of its point. An attempt is a trial
+of Optuna's with that index among its attributes; the last attempt decides the state of the planned
+trial. The study is counted, and missing trials are found, by reading Optuna's storage; nothing is
+remembered, and a planned trial that has ended is not attempted again.
 """
 
 import time
@@ -19,22 +19,35 @@ from flowbench.sweep.samplers import as_params
 from flowbench.sweep.storage import Storage
 from flowbench.tracking.provenance import is_gone, is_local, owner
 
-PLACE, TRY, RETRY_OF = "place", "try", "retry_of"
+# Attributes of an attempt in Optuna's storage; "place" is the index.
+INDEX, TRY, RETRY_OF = "place", "try", "retry_of"
 OWNER, HEARTBEAT = "owner", "heartbeat"
 END, STOPPED, DIED = "end", "stopped", "died"
 ERROR, OVERHEAD = "error", "overhead"
 
+# Tags of a trial's run in MLflow.
+TRIAL = "optuna.trial"
+"""Number of the attempt."""
+STATE = "optuna.state"
+"""RUNNING, then COMPLETE, PRUNED or FAIL, as in Optuna."""
+RETRIED_FROM = "optuna.retry_of"
+"""Number of the dead or stopped attempt that this one continues."""
+RETRIED_AS = "optuna.retried_as"
+"""Number of the next attempt, which could not continue this run."""
+WORKERS = "flowbench.workers"
+"""Number of workers that shared the machine; times count only where it is 1."""
+
 TRIES = 3
-"""Attempts at a place whose processes die, before it counts as failed."""
+"""Attempts whose processes die before the planned trial counts as failed."""
 SILENT_SECONDS = 300.0
-"""Age of the last heartbeat at which the process of another machine is taken for dead."""
+"""Age of the last heartbeat at which a process on another machine counts as dead."""
 
 
 @dataclass(frozen=True)
 class Count:
-    """How many of the planned trials are where."""
+    """Number of planned trials in each state."""
 
-    planned: int
+    total: int
     complete: int
     pruned: int
     failed: int
@@ -47,33 +60,32 @@ class Count:
 
     def __str__(self) -> str:
         parts = {"complete": self.complete, "pruned": self.pruned, "failed": self.failed}
-        told = ", ".join(f"{count} {name}" for name, count in parts.items() if count)
-        return f"{self.ended} of {self.planned} trials done" + (f" ({told})" if told else "")
+        states = ", ".join(f"{count} {name}" for name, count in parts.items() if count)
+        return f"{self.ended} of {self.total} trials done" + (f" ({states})" if states else "")
 
 
-class Places:
+class PlannedTrials:
     """The planned trials of a study.
 
     Args:
         trials: Optuna's study.
-        storage: Where it is kept; its lock makes every change here one that is seen whole.
+        storage: Its storage, whose lock makes every change here atomic.
         study: The study.
-        planned: Number of places.
+        total: Number of planned trials.
     """
 
     def __init__(
-        self, trials: optuna.Study, storage: Storage, study: StudyFile, planned: int
+        self, trials: optuna.Study, storage: Storage, study: StudyFile, total: int
     ) -> None:
         self.trials = trials
         self.storage = storage
         self.study = study
-        self.planned = planned
+        self.total = total
 
     def claim(self) -> Trial | None:
-        """Take the next trial for this process; None where there is none to take now.
+        """Take the next waiting trial for this process; None where there is none now.
 
-        What dead processes have left is queued again first, so that whoever is idle looks after
-        the others.
+        Trials of dead processes are queued again first, so idle workers take over from dead ones.
         """
         with self.storage.locked():
             self._bring_up_to_date()
@@ -89,8 +101,8 @@ class Places:
     def prepare(self) -> None:
         """Queue what is missing, at the start of a command.
 
-        The points of a grid that have failed are tried again, unless somebody is at the study.
-        Elsewhere a failure is a result like others: the sampler has learnt from it.
+        Failed points of a grid are tried again, unless another command works on the study. In other
+        studies a failure is a result: the sampler has learnt from it.
         """
         with self.storage.locked():
             self._bring_up_to_date()
@@ -99,29 +111,29 @@ class Places:
             if self.study.points and not busy:
                 for attempt in attempts:
                     if attempt.state == TrialState.FAIL:
-                        self._queue(attempt.user_attrs[PLACE], attempt)
+                        self._queue(attempt.user_attrs[INDEX], attempt)
 
     def last_attempts(self) -> list[FrozenTrial]:
-        """Give the last attempt at every place that has one, in the order of the places."""
-        last = {attempt.user_attrs[PLACE]: attempt for attempt in self.all_attempts()}
-        return [last[place] for place in sorted(last)]
+        """Return the last attempt at every planned trial that has one, in their order."""
+        last = {attempt.user_attrs[INDEX]: attempt for attempt in self.all_attempts()}
+        return [last[index] for index in sorted(last)]
 
     def all_attempts(self) -> list[FrozenTrial]:
-        """Give all attempts at the planned places, in the order in which they were queued."""
+        """Return all attempts at the planned trials, in the order in which they were queued."""
         trials = self.trials.get_trials(deepcopy=False)
-        return [t for t in trials if t.user_attrs.get(PLACE, self.planned) < self.planned]
+        return [t for t in trials if t.user_attrs.get(INDEX, self.total) < self.total]
 
     def id(self, number: int) -> int:
-        """Give the storage's name for a trial."""
+        """Return the storage's id of a trial."""
         study = self.storage.backend.get_study_id_from_name(self.trials.study_name)
         return self.storage.backend.get_trial_id_from_study_id_trial_number(study, number)
 
     def count(self) -> Count:
-        """Count the places."""
+        """Count the planned trials by state."""
         attempts = self.last_attempts()
         states = Counter(attempt.state for attempt in attempts)
         return Count(
-            planned=self.planned,
+            total=self.total,
             complete=states[TrialState.COMPLETE],
             pruned=states[TrialState.PRUNED],
             failed=sum(has_failed(attempt) for attempt in attempts),
@@ -129,51 +141,52 @@ class Places:
         )
 
     def over(self) -> bool:
-        """Tell whether every place is."""
-        return self.count().ended == self.planned
+        """Return whether every planned trial has ended."""
+        return self.count().ended == self.total
 
     def too_many_failed(self) -> bool:
-        """Tell whether more of the planned trials have failed than the study allows."""
-        return self.count().failed > self.study.failures * self.planned
+        """Return whether more of the planned trials have failed than the study allows."""
+        return self.count().failed > self.study.failures * self.total
 
     def _bring_up_to_date(self) -> None:
+        """Mark attempts of dead processes as failed; queue every trial that needs an attempt."""
         for attempt in self.last_attempts():
             if attempt.state == TrialState.RUNNING and _is_dead(attempt):
                 self.storage.backend.set_trial_user_attr(self.id(attempt.number), END, DIED)
                 self.trials.tell(attempt.number, state=TrialState.FAIL)
-        attempted = {attempt.user_attrs[PLACE]: attempt for attempt in self.last_attempts()}
-        for place in range(self.planned):
-            last = attempted.get(place)
+        attempted = {attempt.user_attrs[INDEX]: attempt for attempt in self.last_attempts()}
+        for index in range(self.total):
+            last = attempted.get(index)
             if last is None:
-                self._queue(place)
+                self._queue(index)
             elif last.state == TrialState.FAIL and not has_failed(last):
                 tries = last.user_attrs[TRY] + (last.user_attrs[END] == DIED)
-                self._queue(place, last, tries)
+                self._queue(index, last, tries)
 
-    def _queue(self, place: int, last: FrozenTrial | None = None, tries: int = 1) -> None:
-        """Queue an attempt: with the values of the one before, with a grid's, or with none yet."""
+    def _queue(self, index: int, last: FrozenTrial | None = None, tries: int = 1) -> None:
+        """Queue an attempt: with the values of the last one, with a grid's, or with none yet."""
         params = params_of(last) if last else {}
         if self.study.points:
-            point = self.study.points[place]
+            point = self.study.points[index]
             params = {**as_params(point.values), "seed": point.seed}
-        attributes = {PLACE: place, TRY: tries, **({RETRY_OF: last.number} if last else {})}
+        attributes = {INDEX: index, TRY: tries, **({RETRY_OF: last.number} if last else {})}
         self.trials.enqueue_trial(params, user_attrs=attributes)
 
 
 def params_of(attempt: FrozenTrial) -> dict[str, Any]:
-    """Give an attempt's values, those too that it was queued with and has not read yet."""
+    """Return an attempt's values, including queued ones that it has not read yet."""
     return {**attempt.system_attrs.get("fixed_params", {}), **attempt.params}
 
 
 def has_failed(attempt: FrozenTrial) -> bool:
-    """Tell whether a place is over without a result: an error, or as many deaths as it may see."""
+    """Return whether a planned trial ended without a result: by an error, or by too many deaths."""
     end, tries = attempt.user_attrs.get(END), attempt.user_attrs[TRY]
     exhausted = end == DIED and tries >= TRIES
     return attempt.state == TrialState.FAIL and (end is None or exhausted)
 
 
 def _is_dead(attempt: FrozenTrial) -> bool:
-    """Tell whether nobody is at a running attempt any more."""
+    """Return whether the process of a running attempt is dead."""
     process = attempt.user_attrs[OWNER]
     if is_local(process):
         return is_gone(process)

@@ -9,9 +9,9 @@ import tiny
 
 from flowbench.errors import UsageError
 from flowbench.study import StudyFile
+from flowbench.sweep.optuna_study import PARENT_RUN, load_study, open_study
 from flowbench.sweep.parent import journal
 from flowbench.sweep.storage import Storage
-from flowbench.sweep.studies import PARENT_RUN, load_study, open_study
 from flowbench.tracking.store import Store
 from flowbench.tracking.tables import study_parent
 
@@ -66,7 +66,7 @@ def test_a_changed_file_is_refused_with_what_has_changed(store: Store, tmp_path:
     changes = (
         r"which.yaml has changed since study which began \(.*optim.lr: was 0.002, is 0.5;.*"
         r"seeds: was \[0, 1\], is \[0, 1, 2\];.*trainer.precision: was absent, is 16.*\): "
-        "change it back, or start anew with --new-version"
+        "change it back, or start a new version with --new-version"
     )
     with pytest.raises(UsageError, match=changes) as error:
         opened(changed, store)
