@@ -60,6 +60,7 @@ def page(found: Sequence[Analysis], directory: Path, format: Format = "png") -> 
         if several:
             yield Paragraph("", lead=f"{one.protocol}:")
         yield tables.claim_table(judged[id(one)])
+    yield Paragraph("Of several configurations, the one with the weakest evidence; n counts seeds.")
     shown = {part: _shown(pictures, part, lead) for part in ("original", "results", "appendix")}
     yield Heading("The original's figures")
     yield from _numbered(

@@ -121,9 +121,10 @@ def _caption(across: str, analysis: Analysis) -> str:
             "standard deviation over seeds"
         )
     if seconds is not None:
-        load = number(table["load"].median(), 1)
+        load = table["load"].median()
+        busy = "" if pd.isna(load) else f" (load {number(load, 1)})"
         fixed = "" if quality and quality.fixed == seconds.fixed else f" ({seconds.fixed})"
-        parts.append(f"seconds per epoch{fixed}, median and quartiles over rounds (load {load})")
+        parts.append(f"seconds per epoch{fixed}, median and quartiles over rounds{busy}")
     text = "; ".join(parts)
     level = " Level: affine, which has no bins." if across == "bins" else ""
     return f"{text[:1].upper()}{small(text)[1:]}. Faint: single runs and rounds.{level}"

@@ -93,10 +93,10 @@ def _precision_recall(axes: Axes, extractor: Extractor) -> None:
 
 def _caption(analysis: Analysis) -> str:
     runs = pd.concat([extractor.runs for extractor in analysis.best_extractors])
-    best = "the best configuration of each transform; " if analysis.varied else ""
+    best = "The best configuration of each transform. " if analysis.varied else ""
     return (
         "Generated against test images in an extractor's features; FID and KID are better the "
-        f"lower. Floor: training images in place of generated ones. Shown: {best}"
+        f"lower. Floor: training images in place of generated ones. {best}"
         f"{analysis.counts(runs)}"
     )
 
