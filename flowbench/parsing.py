@@ -52,7 +52,7 @@ def parse_as(kind: type[T], values: Mapping[str, Any]) -> T:
     """
     parser = _parser_of(kind)  # type: ignore[arg-type]  # mypy takes a type for unhashable
     made = parser.instantiate(parser.parse_object(values))
-    return kind(**{entry.name: made[entry.name] for entry in fields(kind)})  # type: ignore[arg-type]
+    return kind(**{name: made[name] for name in _names(kind)})
 
 
 def parse(parser: "ArgumentParser", arguments: Sequence[str]) -> tuple[Experiment, "Namespace"]:
@@ -65,6 +65,10 @@ def parse(parser: "ArgumentParser", arguments: Sequence[str]) -> tuple[Experimen
     made = parser.instantiate(parsed)
     experiment = Experiment(**{entry.name: made[entry.name] for entry in fields(Experiment)})
     return experiment, parsed
+
+
+def _names(kind: type) -> list[str]:
+    return [entry.name for entry in fields(kind)]
 
 
 @cache
@@ -87,7 +91,7 @@ def _parser(kind: type, prog: str, description: str = "") -> "ArgumentParser":
         """Raises errors on one line and leaves the exit to the command line."""
 
         def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-            raise UsageError(_plainly(message)) from ex
+            raise UsageError(_plainly(message, kind)) from ex
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = OneLine(prog=prog, description=description)
@@ -146,13 +150,20 @@ TYPES = {
     "<class 'bool'>": "true or false",
     "<class 'dict'>": "a mapping",
     "<class 'NoneType'>": "null",
+    "<class 'str'>": "text",
+    "<class 'list'>": "a list of different values",
 }
 
 
-def _plainly(message: str) -> str:
+def _plainly(message: str, kind: type) -> str:
     """Rewrite a message of the parser in the words of the other errors."""
     if message.startswith("unrecognized arguments: "):
         _unknown(message.split()[2].lstrip("-").partition("=")[0], "option")
+    if missing := re.match(r"the following arguments are required: (\w+)", message):
+        return f"{missing[1]} is missing"
+    if unknown := re.match(r"Option '(.+?)' is not accepted", message):
+        valid = ", ".join(_names(kind))
+        return f"unknown key {unknown[1]}: valid are {valid}"
     one = r"Expected an? (?P<one>.+?)\. Got value: "
     several = r"Subtypes: \[(?P<several>.+?)\].*Given value: "
     wrong = re.search(rf'key "(?P<key>[\w.]+)":.*?(?:{one}|{several})(?P<value>.*)', message, re.S)

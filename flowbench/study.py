@@ -4,55 +4,86 @@ import hashlib
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from flowbench import schema
 from flowbench.config import Experiment, check, flat
 from flowbench.errors import UsageError
-from flowbench.parsing import build, read_yaml
+from flowbench.parsing import build, parse_as, read_yaml
 from flowbench.space import LIST, Choice, Range, merge, parts, put, read_space
 
 __all__ = ["Choice", "Point", "Range", "StudyFile", "read"]
 
 QUICK, GRID, TIMING = "quick", "grid", "timing"
-REQUIRED = {
-    "question": "text",
-    "expected": "text",
-    "cost": "a mapping",
-    "base": "a mapping",
-    "space": "a mapping",
-    "scales": "a mapping",
-}
-OPTIONAL: dict[str, Any] = {
-    "seeds": [0],
-    "sampler": GRID,
-    "pruner": "none",
-    "objectives": {"val/loss": "minimize"},
-    "trials": None,
-    "failures": 0.5,
-    "mode": "train",
-}
-"""What a file may leave out, and what it means then."""
 BY_SCALE = ("space", "seeds", "trials")
 """Keys that a scale may set in addition to values of the experiment."""
-NAMES = {
-    "sampler": (GRID, "random", "tpe", "nsga2"),
-    "pruner": ("none", "median", "hyperband"),
-    "mode": ("train", TIMING),
-}
+SEARCH = ("sampler", "pruner", "mode", "objectives", "seeds")
+"""Keys that decide the results together with the space and the experiment."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """The content of a study file, at one scale.
+
+    ``cost`` is a text for each scale; ``base`` and ``scales`` hold values of the experiment; what
+    the other keys mean is said at ``StudyFile``.
+    """
+
+    question: str
+    expected: str
+    cost: dict[str, Any]
+    base: dict[str, Any]
+    space: dict[str, Any]
+    scales: dict[str, dict[str, Any]]
+    seeds: list[int] = field(default_factory=lambda: [0])
+    sampler: Literal["grid", "random", "tpe", "nsga2"] = "grid"
+    pruner: Literal["none", "median", "hyperband"] = "none"
+    objectives: dict[str, Literal["minimize", "maximize"]] = field(
+        default_factory=lambda: {"val/loss": "minimize"}
+    )
+    trials: int | None = None
+    failures: float = 0.5
+    mode: Literal["train", "timing"] = "train"
+
+    def __post_init__(self) -> None:
+        for entry in fields(self):
+            if entry.name != "trials" and getattr(self, entry.name) is None:
+                raise UsageError(f"{entry.name} is empty: give it a value or leave it out")
+        whole = all(type(seed) is int for seed in self.seeds)
+        distinct = len(set(self.seeds)) == len(self.seeds) > 0
+        check(whole and distinct, "seeds", self.seeds, f"{LIST}, all integers")
+        valid = "a metric and its direction, as val/loss: minimize"
+        check(bool(self.objectives), "objectives", self.objectives, valid)
+        for metric in self.objectives:
+            if not schema.is_objective(metric):
+                known = "a metric, as val/loss, test/bpd, seconds_per_epoch or fid_digits"
+                raise UsageError(f"unknown objective {metric}: valid is {known}")
+        check(0 <= self.failures <= 1, "failures", self.failures, "a number in [0, 1]")
+        if self.sampler == GRID:
+            valid = "left out, since a grid runs all of its points"
+            check(self.trials is None, "trials", self.trials, valid)
+        else:
+            valid = f"an integer of at least 1, which sampler {self.sampler} needs"
+            check((self.trials or 0) >= 1, "trials", self.trials, valid)
+
+
 NOT_FREE = {
     "name": "its runs are named by the file",
     "seed": "seeds lists the repeats of every point",
-    **dict.fromkeys(set(OPTIONAL) - set(BY_SCALE), "it is a key of its own, valid for all scales"),
+    **{
+        entry.name: "it is a key of its own, valid for all scales"
+        for entry in fields(Content)
+        if entry.name not in ("question", "expected", "cost", "base", "scales", *BY_SCALE)
+    },
 }
-"""What neither base, space nor a scale may set, and why."""
+"""Keys that neither base, space nor a scale may set, and why."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One trial of a grid: the values that make it, its seed, the experiment that they make."""
+    """One trial of a grid: its values, its seed, and the experiment with both."""
 
     values: dict[str, Any]
     seed: int
@@ -123,7 +154,7 @@ class StudyFile:
         varied = [part for key in self.space for part in parts(key)]
         for key in ("seed", *varied):
             shared.pop(key, None)
-        search = {name: getattr(self, name) for name in (*NAMES, "objectives", "seeds")}
+        search = {name: getattr(self, name) for name in SEARCH}
         space = {f"space.{key}": asdict(dimension) for key, dimension in self.space.items()}
         plain: dict[str, Any] = json.loads(json.dumps(flat({**shared, **space, **search})))
         return plain
@@ -147,98 +178,51 @@ def read(path: Path, scale: str = QUICK) -> StudyFile:
         raise UsageError(f"there is no study file {path}; here are: {shipped or 'none'}")
     content = read_yaml(path, "study file")
     try:
-        _check_keys(content)
         study = _study(path, scale, content)
         return _as_grid(study) if study.sampler == GRID else _tried(study)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
 
 
-def _check_keys(content: Mapping[str, Any]) -> None:
-    for key in content:
-        if key not in {**REQUIRED, **OPTIONAL}:
-            raise UsageError(f"unknown key {key}: valid are {', '.join([*REQUIRED, *OPTIONAL])}")
-    for key, valid in REQUIRED.items():
-        kind = str if valid == "text" else dict
-        check(isinstance(content.get(key), kind), key, content.get(key), valid)
-
-
 def _study(path: Path, scale: str, content: Mapping[str, Any]) -> StudyFile:
-    scales = content["scales"]
-    if scale not in scales:
+    scales, space = content.get("scales"), content.get("space")
+    own = scales.get(scale) if isinstance(scales, dict) else None
+    if isinstance(scales, dict) and scale not in scales:
         raise UsageError(f"no scale {scale!r}: valid are {', '.join(map(str, scales))}")
-    own = scales[scale]
-    check(isinstance(own, dict), f"scales.{scale}", own, "a mapping")
-    check(isinstance(own.get("space", {}), dict), "space", own.get("space"), "a mapping")
-    given = {**OPTIONAL, **content, **{key: own[key] for key in BY_SCALE if key in own}}
-    base = merge(content["base"], {key: own[key] for key in own if key not in BY_SCALE})
-    space = {**content["space"], **own.get("space", {})}
-    for key in [*base, *(part for joined in space for part in parts(joined))]:
+    own = own if isinstance(own, dict) else {}
+    given = {**content, **{key: own[key] for key in BY_SCALE if key in own}}
+    if isinstance(space, dict) and isinstance(own.get("space"), dict):
+        given["space"] = {**space, **own["space"]}
+    read = parse_as(Content, given)
+    base = merge(read.base, {key: own[key] for key in own if key not in BY_SCALE})
+    for key in [*base, *(part for joined in read.space for part in parts(joined))]:
         if key in NOT_FREE:
             raise UsageError(f"{key} cannot stand in base, space or a scale: {NOT_FREE[key]}")
     study = StudyFile(
         path=path,
         name=path.stem if scale == QUICK else f"{path.stem}-{scale}",
         scale=scale,
-        question=content["question"].strip(),
-        expected=content["expected"].strip(),
-        cost=str(content["cost"].get(scale, "of unknown cost")).strip(),
+        question=read.question.strip(),
+        expected=read.expected.strip(),
+        cost=str(read.cost.get(scale, "of unknown cost")).strip(),
         base=base,
-        space=read_space(space),
-        sampler=_one_of("sampler", given),
-        pruner=_one_of("pruner", given),
-        mode=_one_of("mode", given),
-        objectives=_objectives(given["objectives"]),
-        seeds=_seeds(given["seeds"]),
-        trials=_trials(given["trials"], given["sampler"]),
-        failures=_share("failures", given["failures"]),
+        space=read_space(read.space),
+        sampler=read.sampler,
+        pruner=read.pruner,
+        mode=read.mode,
+        objectives=dict(read.objectives),
+        seeds=tuple(read.seeds),
+        trials=read.trials or 0,
+        failures=read.failures,
     )
     _check_together(study)
     return study
 
 
-def _one_of(key: str, given: Mapping[str, Any]) -> str:
-    check(given[key] in NAMES[key], key, given[key], f"one of {', '.join(NAMES[key])}")
-    return str(given[key])
-
-
-def _objectives(given: Any) -> dict[str, str]:
-    valid = "a metric and its direction, as val/loss: minimize"
-    check(isinstance(given, dict) and bool(given), "objectives", given, valid)
-    for metric, direction in given.items():
-        if not schema.is_objective(str(metric)):
-            known = "a metric, as val/loss, test/bpd, seconds_per_epoch or fid_digits"
-            raise UsageError(f"unknown objective {metric}: valid is {known}")
-        directions = ("minimize", "maximize")
-        check(direction in directions, f"objectives.{metric}", direction, "minimize or maximize")
-    return dict(given)
-
-
-def _seeds(given: Any) -> tuple[int, ...]:
-    whole = isinstance(given, list) and all(type(seed) is int for seed in given)
-    check(whole and len(set(given)) == len(given) > 0, "seeds", given, f"{LIST}, all integers")
-    return tuple(given)
-
-
-def _trials(given: Any, sampler: str) -> int:
-    if sampler == GRID:
-        check(given is None, "trials", given, "left out, since a grid runs all of its points")
-        return 0
-    valid = f"an integer of at least 1, which sampler {sampler} needs"
-    check(type(given) is int and given >= 1, "trials", given, valid)
-    return int(given)
-
-
-def _share(key: str, given: Any) -> float:
-    number = isinstance(given, int | float) and not isinstance(given, bool)
-    check(number and 0 <= given <= 1, key, given, "a number in [0, 1]")
-    return float(given)
-
-
 def _check_together(study: StudyFile) -> None:
     """Refuse settings that are valid, but not with one another."""
     if study.sampler == GRID:
-        others = ", ".join(NAMES["sampler"][1:])
+        others = "random, tpe, nsga2"
         for key, dimension in study.space.items():
             valid = f"{LIST} with sampler grid; low and high with one of {others}"
             check(isinstance(dimension, Choice), f"space.{key}", asdict(dimension), valid)

@@ -2,14 +2,37 @@
 
 import argparse
 import sys
-from typing import NoReturn
+from collections.abc import Iterable, Sequence
+from typing import NoReturn, TypeVar
 
 from flowbench.errors import UsageError
+
+T = TypeVar("T")
 
 
 def say(text: str) -> None:
     """Print a message to standard error at once."""
     print(f"flowbench: {text}", file=sys.stderr, flush=True)
+
+
+def tracked(
+    steps: Iterable[T], what: str, total: int | None = None, keep: bool = False
+) -> Iterable[T]:
+    """Iterate over steps with a progress bar, if standard error is a terminal.
+
+    Args:
+        steps: The steps.
+        what: Their name, left of the bar.
+        total: Their number; None for the length of a sequence. A single step has no bar.
+        keep: Leave the bar on the screen at the end.
+    """
+    from rich.console import Console  # takes 40 ms, which ``--help`` does not need
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    count = len(steps) if total is None and isinstance(steps, Sequence) else total
+    hidden = count == 1 or not console.is_terminal
+    return track(steps, what, total, console=console, transient=not keep, disable=hidden)
 
 
 def duration(seconds: float) -> str:

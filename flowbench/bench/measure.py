@@ -2,19 +2,18 @@
 
 import ctypes
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import quantiles
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import torch
-from rich.console import Console
-from rich.progress import track
+
+from flowbench.terminal import tracked
 
 Work = Callable[[], object]
-Step = TypeVar("Step")
 
 
 def seconds(cases: Mapping[str, Work], repeats: int, warmup: int = 1) -> dict[str, list[float]]:
@@ -26,7 +25,7 @@ def seconds(cases: Mapping[str, Work], repeats: int, warmup: int = 1) -> dict[st
         warmup: Rounds before them that do not count.
     """
     taken: dict[str, list[float]] = {name: [] for name in cases}
-    for number in shown(range(-warmup, repeats), "measuring"):
+    for number in tracked(range(-warmup, repeats), "measuring"):
         for name, work in cases.items():
             _wait()
             began = time.perf_counter()
@@ -35,13 +34,6 @@ def seconds(cases: Mapping[str, Work], repeats: int, warmup: int = 1) -> dict[st
             if number >= 0:
                 taken[name].append(time.perf_counter() - began)
     return taken
-
-
-def shown(steps: Sequence[Step], what: str) -> Iterable[Step]:
-    """Iterate over steps with a progress bar, if standard error is a terminal."""
-    console = Console(stderr=True)
-    hidden = not console.is_terminal
-    return track(steps, what, console=console, transient=True, disable=hidden)
 
 
 def peak_memory(work: Work) -> float:

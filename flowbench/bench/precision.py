@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 
 from flowbench.bench.flows import CLASSES, SHAPE
-from flowbench.bench.measure import shown, spread
+from flowbench.bench.measure import spread
 from flowbench.callbacks import EpochClock
 from flowbench.config import Experiment
 from flowbench.data.module import FlowData
@@ -17,6 +17,7 @@ from flowbench.experiment import known_warnings, make_trainer
 from flowbench.module import FlowModule
 from flowbench.parsing import build
 from flowbench.report.stats import interval
+from flowbench.terminal import tracked
 
 MODEL = {"transform": "affine", "blocks": 2, "layers": 2, "width": 64}
 """Small, for it has to be trained to the end: as long as a loss still falls steeply, two trainings
@@ -33,7 +34,7 @@ def rows() -> Iterator[dict[str, Any]]:
     Losses are means over seeds. ``difference`` is how far the loss lies above float32's, as a share
     of it: the mean over seeds, which are paired, with its 95 % t interval.
     """
-    runs = shown(list(product(range(SEEDS), OPTIONS)), "training")
+    runs = tracked(list(product(range(SEEDS), OPTIONS)), "training")
     trained = pd.DataFrame([_train(seed, precision) for seed, precision in runs])
     of = {precision: own.set_index("seed") for precision, own in trained.groupby("precision")}
     exact = of["float32"]["val_loss"]

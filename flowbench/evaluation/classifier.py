@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
@@ -21,7 +19,7 @@ from flowbench.data import Batches, Images, Splits
 from flowbench.errors import Unavailable
 from flowbench.evaluation.cache import cached, digest, read
 from flowbench.evaluation.extractor import Extractor, create
-from flowbench.terminal import duration, say
+from flowbench.terminal import duration, say, tracked
 
 
 @dataclass(frozen=True)
@@ -158,11 +156,9 @@ def train(images: Images, classes: int, recipe: Recipe) -> Classifier:
         network.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay
     )
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.lr, total_steps=steps)
-    console = Console(stderr=True)
     batches = islice(_endless(Batches(images, recipe.batch, recipe.seed, shuffle=True)), steps)
-    shown = track(batches, "training", steps, console=console, disable=not console.is_terminal)
     with _one_thread():
-        for pixels, labels in shown:
+        for pixels, labels in tracked(batches, "training", steps, keep=True):
             optimiser.zero_grad()
             cross_entropy(network(pixels)[1], labels).backward()
             optimiser.step()

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
@@ -14,6 +12,7 @@ from torch_fidelity.utils import create_feature_extractor
 
 from flowbench.errors import UsageError
 from flowbench.evaluation.cache import digest
+from flowbench.terminal import tracked
 
 BATCH = 64
 
@@ -56,14 +55,7 @@ class Extractor:
     def outputs(self, pixels: Tensor) -> dict[str, Tensor]:
         """All layers that the network was made with, float64 ``[N, ...]`` on the CPU, by name."""
         device = next(self.network.parameters(), pixels).device
-        console = Console(stderr=True)
-        batches = track(
-            pixels.split(BATCH),
-            f"features ({self.suffix})",
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
+        batches = tracked(pixels.split(BATCH), f"features ({self.suffix})")
         parts = []
         # Features have to be the same on every device, as far as they can be: no TF32.
         exact = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)

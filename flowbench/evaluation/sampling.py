@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from flowbench.decoding import SEQUENTIAL, Decoding, Guidance
 from flowbench.errors import Diverged, UsageError
 from flowbench.flow import Flow
 from flowbench.seeding import generator
+from flowbench.terminal import tracked
 
 UNLABELLED_COLUMNS = 10
 CPU_BATCH = 128
@@ -157,10 +156,8 @@ def _batches(flow: Flow, y: Tensor, sampling: Sampling, batch: int | None) -> It
             "guidance of a flow without classes needs an attention temperature other than 1"
         )
     parts = y.split(batch or fitting(flow))
-    console = Console(stderr=True)
-    shown = console.is_terminal and len(parts) > 1
     first = 0
-    for part in track(parts, "samples", console=console, transient=True, disable=not shown):
+    for part in tracked(parts, "samples"):
         z = noise(flow, len(part), sampling, first)
         first += len(part)
         with torch.autocast(weight.device.type, torch.bfloat16, enabled=sampling.bf16):
