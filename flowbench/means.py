@@ -1,4 +1,8 @@
-"""Means over an epoch, whatever batches, devices and sittings it was dealt to; pure torch."""
+"""Means over an epoch, however it was split into batches, devices and sittings; pure torch.
+
+torchmetrics 1.9 does not serve here: its ``MeanMetric`` waits for the device at every update to
+look for NaN, and where that is disabled it ignores the weights.
+"""
 
 from typing import Any
 
@@ -10,8 +14,8 @@ from torch import Tensor
 class Means:
     """Means and maxima of named values over all images of an epoch.
 
-    Each mean is one sum over one count, so it does not depend on how the images were dealt to
-    batches and devices; and an epoch that was interrupted goes on where its checkpoint left it.
+    Each mean is one sum divided by one count, so it does not depend on the batches and devices; an
+    epoch that was interrupted continues from its checkpoint.
 
     Example:
         >>> means = Means()
@@ -27,7 +31,7 @@ class Means:
         self._peaks: dict[str, Tensor] = {}
 
     def add(self, count: int, **values: Tensor) -> None:
-        """Count in scalars that are means over so many images; waits for no device."""
+        """Add scalars that are means over ``count`` images; waits for no device."""
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach().float() * count
             self._counts[name] = self._counts.get(name, 0) + count
@@ -39,18 +43,18 @@ class Means:
             self._peaks[name] = torch.maximum(self._peaks.get(name, value), value)
 
     def take(self) -> dict[str, float]:
-        """Give the means and maxima over all devices, and start anew."""
+        """Return the means and maxima over all devices, and start a new epoch."""
         state = self.state_dict()
         self.clear()
         means = {k: (total / state["counts"][k]).item() for k, total in state["sums"].items()}
         return means | {name: peak.item() for name, peak in state["peaks"].items()}
 
     def clear(self) -> None:
-        """Start anew."""
+        """Start a new epoch."""
         self._sums, self._counts, self._peaks = {}, {}, {}
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what all devices have counted so far; each of them has to call this."""
+        """Return the sums of all devices; each of them has to call this."""
         counts = {k: torch.tensor(n, device=self._sums[k].device) for k, n in self._counts.items()}
         return {
             "sums": _over_devices(self._sums, dist.ReduceOp.SUM),
@@ -59,7 +63,7 @@ class Means:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there: on the first device, since the state is of all devices together."""
+        """Continue from there on the first device: the sums are those of all devices together."""
         self.clear()
         if not dist.is_initialized() or dist.get_rank() == 0:
             self._sums, self._peaks = dict(state["sums"]), dict(state["peaks"])

@@ -158,7 +158,7 @@ def test_three_workers_finish_a_search_although_one_is_killed(trials: str, tmp_p
             assert time.monotonic() < deadline
             assert process.poll() is None, (tmp_path / "output.txt").read_text()
             time.sleep(0.2)
-        running = studies.places(which, Storage(trials)).last_attempts()
+        running = studies.planned(which, Storage(trials)).last_attempts()
         victim = next(t for t in running if t.state.name == "RUNNING" and t.params)
         psutil.Process(int(victim.user_attrs["owner"]["flowbench.pid"])).kill()
         assert process.wait(SECONDS) == 0, (tmp_path / "output.txt").read_text()
@@ -166,7 +166,7 @@ def test_three_workers_finish_a_search_although_one_is_killed(trials: str, tmp_p
         process.kill()
         process.wait()
 
-    made = studies.places(which, Storage(trials))
+    made = studies.planned(which, Storage(trials))
     store = Store(results)
     studies.assert_complete(store, made)
     (again,) = [attempt for attempt in made.all_attempts() if "retry_of" in attempt.user_attrs]
