@@ -170,9 +170,9 @@ def solve(invert: Callable[[Tensor, int], Tensor], z: Tensor, decoding: Decoding
     """Find the tokens that follow, each one, from z's and the tokens before it.
 
     Args:
-        invert: Takes tokens t, t + 1, … ``[B, n, D]`` and t, and gives what tokens t + 1, … are
-            then. Of the tokens before t it knows what it was given for them last.
-        z: What the first token is, and where the guesses of the others start.
+        invert: Takes tokens t, t + 1, … ``[B, n, D]`` and t, and returns the inverses of tokens
+            t + 1, … given these. It remembers the last values that it got for tokens before t.
+        z: Gives the first token, which passes unchanged, and the first guesses of the others.
         decoding: In which order, and how exactly.
     """
     tokens = z.shape[1]

@@ -47,7 +47,7 @@ OURS = {
     "plugins": "they are chosen by the experiment",
     "enable_checkpointing": "checkpoints are always written",
     "limit_test_batches": "all test images are evaluated",
-    "use_distributed_sampler": "the data are already dealt to the devices",
+    "use_distributed_sampler": "the data are already split over the devices",
     "gradient_clip_val": "set optim.clip",
     "gradient_clip_algorithm": "optim.clip limits the norm",
 }

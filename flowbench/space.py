@@ -49,7 +49,7 @@ def read_space(entries: Mapping[str, Any]) -> dict[str, Choice | Range]:
             ``log``. Several keys joined by commas vary together.
 
     Raises:
-        UsageError: A key stands twice, or what it is given is neither of the two.
+        UsageError: A key occurs twice, or its value is neither of the two.
 
     Example:
         >>> read_space({"model.blocks,model.layers": [[1, 8], [8, 1]]})

@@ -101,18 +101,18 @@ class StudyFile:
         scale: quick (minutes on a laptop) or full (the original protocol).
         question: What the study asks.
         expected: What was expected before any run.
-        cost: What it costs at this scale.
+        cost: Its cost at this scale, in words.
         base: Values, nested, that all of its experiments share.
         space: What varies, by dotted key; keys that vary together stand in one: ``"a.b, a.c"``.
         sampler: grid (every point), or how Optuna chooses the points: random, tpe, nsga2.
-        pruner: none, or how Optuna stops trials that promise little: median, hyperband.
+        pruner: none, or Optuna's pruner of unpromising trials: median, hyperband.
         objectives: minimize or maximize, by metric.
         seeds: Repeats of every point.
         trials: Number of trials planned; those of a grid are its points.
         failures: Share of the planned trials, in [0, 1], above which failures stop the study.
         mode: train, or timing: nothing but seconds per epoch, alone on the machine.
-        points: All trials of a grid, seeds outermost: points take turns, so that a machine's drift
-            hits all alike. Empty for the other samplers.
+        points: All trials of a grid, seeds outermost: points take turns, so that a drift
+            of the machine's speed affects all points equally. Empty for the other samplers.
     """
 
     path: Path
@@ -227,7 +227,7 @@ def _check_together(study: StudyFile) -> None:
             valid = f"{LIST} with sampler grid; low and high with one of {others}"
             check(isinstance(dimension, Choice), f"space.{key}", asdict(dimension), valid)
     if study.pruner != "none":
-        # What a trial is judged by on its way has to be one number, known after every epoch.
+        # A pruner compares trials by one number that is known after every epoch.
         first, *more = study.objectives
         judged = not more and first.startswith(("train/", "val/"))
         valid = f"a single one, of train/* or val/*, with pruner {study.pruner}"

@@ -48,7 +48,7 @@ def runs(
         seeds: Runs of each.
         epochs: Epochs of each run; the losses approach their final values.
         sd: Standard deviation of the noise, in bits per dimension and in the logarithm of seconds.
-        shared: Standard deviation of what runs of one seed have in common.
+        shared: Standard deviation of the part that all runs of one seed share.
         workers: Workers that shared the machine.
     """
     generator = np.random.default_rng(0)

@@ -20,8 +20,8 @@ from flowbench.report.stats import interval
 from flowbench.terminal import tracked
 
 MODEL = {"transform": "affine", "blocks": 2, "layers": 2, "width": 64}
-"""Small, for it has to be trained to the end: as long as a loss still falls steeply, two trainings
-that part by a rounding alone end several percent apart."""
+"""Small, because it has to be trained to the end: while a loss still falls steeply, two trainings
+that differ by rounding alone end several percent apart."""
 EPOCHS = 20
 SEEDS = 6
 BATCH = 256

@@ -17,7 +17,7 @@ BATCHES = (100, 500)
 TRANSFORMS = ("affine", "rqs-8")
 PRECISIONS = ("float32", "bf16")
 BASELINE = "TarFlow's way, float32"
-RATIOS = "TarFlow's way's seconds / these; to affine: those of affine, precision alike / these"
+RATIOS = "TarFlow's way's seconds / these; to affine: those of affine at equal precision / these"
 
 
 def rows(repeats: int) -> Iterator[dict[str, Any]]:

@@ -25,7 +25,7 @@ BATCH = 256
 RATE = 1e-4
 """Learning rate: no matter for the time, and small enough for one batch again and again."""
 BASELINE = "TarFlow's way, float32"
-RATIOS = "TarFlow's way's seconds / these; to affine: those of affine, precision alike / these"
+RATIOS = "TarFlow's way's seconds / these; to affine: those of affine at equal precision / these"
 Batch = tuple[Tensor, Tensor]
 
 
@@ -63,7 +63,7 @@ def rows(repeats: int) -> Iterator[dict[str, Any]]:
     the same precision, in the step's time. TarFlow's way differs in the flow alone: clipping and
     AdamW are ours.
     """
-    memory.keep()  # for all alike
+    memory.keep()  # for every subject
     cases = CASES + (COMPILED if device().type == "cuda" else ())
     batch = digits(BATCH)
     before = limits()
@@ -135,7 +135,7 @@ def tarflow_step(batch: Batch) -> Callable[[], None]:
 
 
 def _step(module: FlowModule, flow: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
-    module.flow = flow  # type: ignore[assignment]  # the baseline's gradients are clipped alike
+    module.flow = flow  # type: ignore[assignment]  # the baseline's gradients are clipped too
     adam = torch.optim.AdamW(flow.parameters(), lr=RATE, betas=(0.9, 0.95), fused=True)
 
     def work() -> None:

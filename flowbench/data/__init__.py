@@ -1,4 +1,4 @@
-"""The images: read once, dealt into fixed parts, cut into batches."""
+"""The images: read once, split into fixed parts, cut into batches."""
 
 from collections.abc import Callable
 

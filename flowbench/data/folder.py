@@ -17,7 +17,7 @@ _LAYOUT = "valid are images in it, or in its sub-directories, one for each class
 
 
 def read(data: Data) -> Splits:
-    """80/10/10 % of the images in ``data.root``, every class divided alike.
+    """80/10/10 % of the images in ``data.root``, stratified by class.
 
     The split follows from the sorted names alone: no seed moves it, nor a file that is skipped.
 

@@ -44,7 +44,7 @@ def gather(paths: Sequence[Path], data: Data) -> tuple[Tensor, Tensor]:
         if isinstance(result, Exception):
             skipped.append(str(paths[index]))
             if not data.skip_unreadable:
-                hint = "mend or remove it, or set data.skip_unreadable = true"
+                hint = "repair or remove it, or set data.skip_unreadable = true"
                 raise UsageError(f"{paths[index]} cannot be decoded ({result}): {hint}") from result
         else:
             store[index - len(skipped)] = result

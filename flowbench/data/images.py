@@ -1,4 +1,4 @@
-"""Images in memory, and the three parts a data set is dealt into; pure torch."""
+"""Images in memory, and the three parts of a data set; pure torch."""
 
 from dataclasses import dataclass
 from typing import Self

@@ -9,7 +9,7 @@ from flowbench.data import Batches, Images, Splits, load, prepare
 
 
 class FlowData(LightningDataModule):
-    """One data set and its batches, dealt to the devices of the trainer.
+    """One data set and its batches, split over the devices of the trainer.
 
     Args:
         data: Which images, and how many in a batch.

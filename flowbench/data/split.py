@@ -1,4 +1,4 @@
-"""The one way images are dealt into parts: fixed, stratified and in proportion; pure torch."""
+"""The one way images are split into parts: fixed, stratified and in proportion; pure torch."""
 
 from collections.abc import Sequence
 from itertools import accumulate

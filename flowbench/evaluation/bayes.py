@@ -42,7 +42,7 @@ class Classification:
 def classify(
     flow: Flow, images: Images, dequantise: Dequantise, count: int, seed: int, batch: int
 ) -> Classification:
-    r"""Classify noisy images by their density under every label, all classes alike beforehand.
+    r"""Classify noisy images by their density under every label, with equal prior probabilities.
 
     It takes classes × images passes, which is why their number is limited.
 
@@ -82,7 +82,7 @@ def classify(
 def _judge(posterior: Tensor, labels: Tensor) -> Classification:
     """Compare posterior probabilities ``[N, classes]`` with labels ``[N]``."""
     classes = posterior.shape[1]
-    # The library would give a confidence of exactly 1 a bin of its own.
+    # torchmetrics would put a confidence of exactly 1 into a bin of its own.
     posterior = posterior.clamp_max(1 - 2**-24)
     metrics = {
         "bayes/accuracy": multiclass_accuracy(posterior, labels, classes, average="micro").item(),

@@ -19,7 +19,7 @@ BATCH = 64
 
 @dataclass(frozen=True, eq=False)
 class Extractor:
-    """A network, and what is measured through it called by its suffix.
+    """A network whose features images are compared in, and the suffix of the metrics' names.
 
     Args:
         suffix: ``digits`` makes ``fid_digits``.

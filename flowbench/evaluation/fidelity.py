@@ -43,7 +43,7 @@ class Fidelity:
             same with ``_floor``; of a classifier ``agreement`` and its accuracy; how many images.
         tags: Hash of the extractor's weights.
         agreement: By class, how many images were ``asked`` for and how many of them the classifier
-            reads so, ``read_as_asked``; None where no class was asked for, or by no classifier.
+            assigns to that class, ``read_as_asked``; None without classes or without a classifier.
     """
 
     metrics: dict[str, float]
@@ -56,8 +56,9 @@ def measure(
 ) -> Fidelity:
     """Compare generated images with all test images.
 
-    The floor is what as many training images as generated ones (all, where there are fewer) come
-    to in their place: near enough what a perfect flow would get, sampling error and all.
+    The floor is the same metric of training images in place of generated ones, equally many (or
+    all training images, where there are fewer). A perfect flow would get about this value, since
+    both contain the same sampling error.
 
     Args:
         extractor: What the images are compared in.
@@ -174,7 +175,7 @@ def kid_subset(generated: int, real: int) -> int:
 
 
 def agreement(read: Tensor, asked: Tensor, classes: int) -> pd.DataFrame:
-    """Count by class how many images were asked for, and how many of these are read as such.
+    """Count by class how many images were asked for, and how many the classifier assigns to it.
 
     Args:
         read: Class that a classifier reads in each image, int64 ``[N]``.

@@ -53,8 +53,9 @@ def patch_quality(generated: Tensor, test: Tensor, train: Tensor, patch: int) ->
     the r_p themselves is above 1, most where content varies most, even for perfect samples.
 
     Noise shows less where patches have content of their own: noise of one strength all over an
-    image has a larger r in black corners. Hence e: what the edge comes to in training images with
-    so much even noise that their interior is as far off as that of the samples. So the ratio is 1
+    image has a larger r in black corners. Hence e: the edge's
+    ratio in training images with even noise, as strong as makes their interior deviate as much as
+    that of the samples. So the ratio is 1
     for even noise of any strength, and above 1 where there is more of it at the edge.
 
     The interval is a t interval of log ratio by the jackknife, images of all three kinds left out
@@ -200,7 +201,7 @@ def _kept(count: int) -> Tensor:
 
 
 def _shuffled(count: int) -> Tensor:
-    """A fixed random order: samples often come class by class, but groups have to be alike."""
+    """A fixed random order: samples may be sorted by class, but groups must not be."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(0))
 
 

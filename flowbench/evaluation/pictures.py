@@ -11,7 +11,7 @@ from flowbench.evaluation.sampling import Array, grid
 
 
 def form(out: Path | str) -> str:
-    """Tell what a path asks for: ``.png``, ``.npy``, or ``/`` for a directory.
+    """Return the format that a path asks for: ``.png``, ``.npy``, or ``/`` for a directory.
 
     Raises:
         UsageError: It is none of these.

@@ -28,7 +28,7 @@ class Sampling:
 
     Args:
         seed: Seed of the noise, at least 0.
-        temperature: Scales the noise; below 1 images are more alike and more typical.
+        temperature: Scales the noise; below 1 images vary less and are more typical.
         truncation: t, where the noise is a standard normal given that it is in [−t, t]; None: all.
         guidance: Towards the labels; None: none.
         decoding: The order of solving a block's tokens.

@@ -25,5 +25,5 @@ static inline float exp_(float x) {
     return exp_within(x < -87.0f ? -87.0f : x > 88.0f ? 88.0f : x);
 }
 
-/* Of what is not above 0, which one comparison less has to be made for. */
+/* exp(x) for x <= 0: without the comparison with the upper bound. */
 static inline float exp_below(float x) { return exp_within(x < -87.0f ? -87.0f : x); }

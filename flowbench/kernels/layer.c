@@ -1,10 +1,10 @@
 /* What a transformer layer computes between its linear maps, forward and backward, for training.
 
-   Each function is one pass over memory, where torch takes several: what bounds these operations is
-   how often a number is fetched, not what is done with it. Activations are float32 or, if `bf16`,
+   Each function is one pass over memory, where torch takes several: these operations are bound by
+   memory traffic, not by arithmetic. Activations are float32 or, if `bf16`,
    bfloat16; the residual stream, parameters' gradients and all sums are float32. Widths are
-   multiples of LANES. Sums over all rows come for each thread by itself, to be added up in order:
-   the same threads give the same bits. */
+   multiples of LANES. Each thread writes its own sums over rows; the caller adds them in
+   order, so the same number of threads gives the same bits. */
 
 #include "fetch.h"
 #include "network.h"
@@ -63,7 +63,7 @@ void gelu_forward(void *x, long rows, int width, int bf16, int tanh, int threads
     }
 }
 
-/* gradient *= slope, [rows][width]; sums [threads][width] of what that gives over the rows. */
+/* gradient *= slope, [rows][width]; sums [threads][width]: its sums over the rows, by thread. */
 void gelu_backward(void *gradient, const void *slope, long rows, int width, int bf16, int threads,
                    float *sums) {
 #pragma omp parallel for num_threads(threads) schedule(static)

@@ -2,8 +2,8 @@
 
    Everything is computed for FEATURES features at a time, in arrays that stay in the first cache and
    that the compiler turns into vectors. Raw parameters come as planes, [3K - 1][n]: K widths, K
-   heights, K - 1 bends. The backward pass recomputes what the forward pass knew: it costs less than
-   to write it to memory and to read it back. Names are those of rqs.py. */
+   heights, K - 1 bends. The backward pass recomputes the forward pass's values, which costs less than
+   writing them to memory and reading them back. Names are those of rqs.py. */
 
 #include "exp.h"
 #include "fetch.h"

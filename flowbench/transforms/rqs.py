@@ -150,8 +150,8 @@ class RationalQuadraticSpline:
     def _piece(self, inside: Tensor, params: Tensor, axis: int) -> tuple[Tensor, ...]:
         """Find the piece of every feature: its corner, width, height and relative end slopes.
 
-        The same numbers as gathering from ``knots``, without making all K + 1 of them: what is
-        K wide is left to ``Pick``, the rest is elementwise.
+        Not all K + 1 knots are computed: ``Pick`` reduces the K columns to the chosen one, the
+        rest is elementwise.
 
         Args:
             inside: Values in [−B, B]: x for axis 0, z for axis 1.

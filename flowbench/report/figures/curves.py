@@ -1,4 +1,4 @@
-"""Figures of what is recorded every epoch: one run's losses, and all transforms together."""
+"""Figures of the metrics recorded every epoch: of one run, and of all transforms together."""
 
 import pandas as pd
 from matplotlib.axes import Axes
