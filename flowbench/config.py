@@ -27,7 +27,8 @@ class Model:
     """The flow: blocks of a causal vision transformer around one elementwise transform."""
 
     transform: str = "rqs-8"
-    """Elementwise transform: additive, affine, rqs-K (K bins), or a composition: affine+rqs-8."""
+    """Elementwise transform: additive, affine, softaffine (clipped), rqs-K (K bins), or a
+    composition: affine+rqs-8."""
     blocks: int = 8
     """Flow blocks; each runs over the patches in the opposite order of the one before."""
     layers: int = 4

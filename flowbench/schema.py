@@ -152,8 +152,6 @@ def _measured() -> list[Column]:
         metric("patches/ratio", "edge ÷ even noise", "minimize", 2),
         metric("patches/ratio_low", "lower end of edge ÷ even noise", places=2),
         metric("patches/ratio_high", "upper end of edge ÷ even noise", places=2),
-        metric("samples/per_second", "images/s, sampling", "maximize", 0),
-        metric("samples/nonfinite", "non-finite samples", "minimize", 4),
         epoch("val/fid_*", "validation FID ({})", "Validation FID ({})", "minimize"),
         *scores,
         metric("agreement_*", "class agreement ({})", "maximize", axis="Agreement ({})"),

@@ -106,7 +106,7 @@ def test_the_help_of_train_explains_every_option(capsys: pytest.CaptureFixture[s
         main(["train", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     for option, words in {
-        "--model.transform": "Elementwise transform: additive, affine, rqs-K (K bins)",
+        "--model.transform": "Elementwise transform: additive, affine, softaffine (clipped)",
         "--data.noise_std": "Standard deviation of the Gaussian noise",
         "--optim.ema": "Decay of a moving average of the weights",
         "--evaluate.draws": "Passes over the test set",

@@ -23,6 +23,7 @@ f32, f64 = torch.float32, torch.float64
 NAMES = [
     "additive",
     "affine",
+    "softaffine",
     "rqs-1",
     "rqs-2",
     "rqs-4",
@@ -209,7 +210,12 @@ def test_strictly_increasing(name: str, dtype: torch.dtype, scale: float) -> Non
 
 def log_slope_bounds(transform: Elementwise) -> tuple[float, float]:
     """What the classes document; parts of a composition add up."""
-    documented = {"additive": (0.0, 0.0), "affine": (-9.0, 9.0), "rqs": (-4.0, 9.0)}
+    documented = {
+        "additive": (0.0, 0.0),
+        "affine": (-9.0, 9.0),
+        "softaffine": (-4.0, 4.0),
+        "rqs": (-4.0, 9.0),
+    }
     bounds = [documented[part.name.split("-")[0]] for part in parts(transform)]
     return sum(low for low, _ in bounds), sum(high for _, high in bounds)
 
@@ -353,7 +359,7 @@ def test_log_slope_is_that_of_autograd(name: str, scale: float, way: str) -> Non
     torch.testing.assert_close(slope.log(), log_slope, rtol=0, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ["additive", "affine", *SPLINES])
+@pytest.mark.parametrize("name", ["additive", "affine", "softaffine", *SPLINES])
 @pytest.mark.parametrize("scale", [0, 1], ids=["zero", "normal"])
 def test_float32_agrees_with_float64(name: str, scale: float) -> None:
     transform = parse(name)
@@ -375,7 +381,7 @@ def test_gradients_are_those_of_finite_differences(name: str, way: str) -> None:
     assert torch.autograd.gradcheck(getattr(transform, way), (x, params))
 
 
-@pytest.mark.parametrize("name", ["affine", "additive"])
+@pytest.mark.parametrize("name", ["affine", "softaffine", "additive"])
 def test_nothing_is_outside_a_transform_that_acts_everywhere(name: str) -> None:
     transform = parse(name)
     x, params = draw(transform, 1, f32, 100)
@@ -455,6 +461,16 @@ def test_affine_is_exactly_tarflows_up_to_a_scale_of_e8(dtype: torch.dtype) -> N
     assert torch.equal(log_slope, -a)
 
 
+@every_dtype
+def test_softaffine_is_affine_with_both_parameters_clipped(dtype: torch.dtype) -> None:
+    x, params = torch.randn(1000, dtype=dtype), 10 * torch.randn(1000, 2, dtype=dtype)
+    clipped = 4 * torch.tanh(params / 4)
+    got = parse("softaffine").forward(x, params)
+    torch.testing.assert_close(got, parse("affine").forward(x, clipped), rtol=0, atol=0)
+    z, _ = parse("softaffine").forward(torch.zeros(1, dtype=dtype), torch.tensor([[0.0, 1e6]]))
+    assert z.item() == -4
+
+
 def test_affine_bends_a_larger_scale_below_nine() -> None:
     a = torch.linspace(-50, 50, 10_001, dtype=f64)
     _, log_slope = parse("affine").forward(torch.zeros_like(a), torch.stack([a, a], -1))
@@ -520,7 +536,14 @@ def test_a_name_is_read_back_as_the_same_transform(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "num_params"),
-    [("additive", 1), ("affine", 2), ("rqs-1", 2), ("rqs-8", 23), ("affine+rqs-8", 25)],
+    [
+        ("additive", 1),
+        ("affine", 2),
+        ("softaffine", 2),
+        ("rqs-1", 2),
+        ("rqs-8", 23),
+        ("affine+rqs-8", 25),
+    ],
     ids=str,
 )
 def test_number_of_parameters(name: str, num_params: int) -> None:

@@ -176,9 +176,6 @@ def _costs(reference: Analysis, found: Sequence[Analysis], results: Path) -> Tab
     rows = []
     for one in own:
         time = "1" if one.transform == AFFINE else _ratio(one.transform, found)[1]
-        rate = tables.mean(one, "samples/per_second")
-        if rate == MISSING:
-            rate = number(rates.get(one.transform, float("nan")), 0)
         nonfinite, all_runs = _count(found, one.transform, _nonfinite)
         diverged, _ = _count(found, one.transform, _diverged)
         rows.append(
@@ -186,7 +183,7 @@ def _costs(reference: Analysis, found: Sequence[Analysis], results: Path) -> Tab
                 label(one.transform),
                 *(tables.mean(one, metric) for metric in metrics),
                 time,
-                rate,
+                number(rates.get(one.transform, float("nan")), 0),
                 f"{nonfinite} of {all_runs}",
                 f"{diverged} of {all_runs}",
             ]
@@ -208,8 +205,7 @@ def _sampling(results: Path) -> dict[str, float]:
 
 
 def _nonfinite(runs: pd.DataFrame) -> pd.Series:
-    recorded = runs["samples/nonfinite"].fillna(0) > 0
-    return recorded | runs["skipped"].fillna("").astype(str).str.contains("samples are not finite")
+    return runs["skipped"].fillna("").astype(str).str.contains("samples are not finite")
 
 
 def _diverged(runs: pd.DataFrame) -> pd.Series:

@@ -9,12 +9,14 @@ from flowbench.transforms.affine import Affine
 from flowbench.transforms.base import Elementwise
 from flowbench.transforms.compose import Compose
 from flowbench.transforms.rqs import RationalQuadraticSpline
+from flowbench.transforms.softaffine import SoftAffine
 
 __all__ = ["FAMILIES", "Elementwise", "parse"]
 
 FAMILIES: dict[str, tuple[str, Callable[..., Elementwise]]] = {
     "additive": ("additive", Additive),
     "affine": ("affine", Affine),
+    "softaffine": ("softaffine", SoftAffine),
     "rqs": ("rqs-K[-B]", RationalQuadraticSpline),
 }
 """Family → (how its name is written, constructor taking the numbers in the name)."""

@@ -40,19 +40,22 @@ class Affine:
     name: str = "affine"
     num_params: int = 2
 
+    def constrain(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Return a and b, each ``[..., D]``, of raw parameters ``[..., D, 2]``."""
+        a, b = params.unbind(-1)
+        return soft_clip(a), b
+
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Map data to noise; see the class."""
         x, params = widen(x, params)
-        a, b = params.unbind(-1)
-        a = soft_clip(a)
+        a, b = self.constrain(params)
         z = (x - b) * torch.exp(-a)
         return z, -a.expand_as(z)
 
     def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Map noise to data; see the class."""
         z, params = widen(z, params)
-        a, b = params.unbind(-1)
-        a = soft_clip(a)
+        a, b = self.constrain(params)
         x = z * torch.exp(a) + b
         return x, a.expand_as(x)
 
