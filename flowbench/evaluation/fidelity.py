@@ -175,7 +175,7 @@ def kid_subset(generated: int, real: int) -> int:
 
 
 def agreement(read: Tensor, asked: Tensor, classes: int) -> pd.DataFrame:
-    """Count by class how many images were asked for, and how many the classifier assigns to it.
+    """Count by class how many images were asked for, and how many of them the classifier reads so.
 
     Args:
         read: Class that a classifier reads in each image, int64 ``[N]``.

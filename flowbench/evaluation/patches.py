@@ -53,10 +53,10 @@ def patch_quality(generated: Tensor, test: Tensor, train: Tensor, patch: int) ->
     the r_p themselves is above 1, most where content varies most, even for perfect samples.
 
     Noise shows less where patches have content of their own: noise of one strength all over an
-    image has a larger r in black corners. Hence e: the edge's
-    ratio in training images with even noise, as strong as makes their interior deviate as much as
-    that of the samples. So the ratio is 1
-    for even noise of any strength, and above 1 where there is more of it at the edge.
+    image has a larger r in black corners. The function e corrects this. It adds even noise to
+    training images until their interior has the mean log r of the samples' interior, and returns
+    the mean log r of their edge. So the ratio is 1 for even noise of any strength, and above 1
+    where there is more noise at the edge.
 
     The interval is a t interval of log ratio by the jackknife, images of all three kinds left out
     in random twentieths. It errs on the wide side: it holds 1 for 99 % of perfect samples.

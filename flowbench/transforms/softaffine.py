@@ -1,4 +1,4 @@
-r"""The affine transform with both parameters softly clipped."""
+"""The affine transform with both parameters softly clipped."""
 
 from dataclasses import dataclass
 
