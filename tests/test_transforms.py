@@ -5,19 +5,15 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import pad, softplus
 
 from flowbench.errors import UsageError
 from flowbench.transforms import Elementwise, parse
 from flowbench.transforms.affine import EXACT
 from flowbench.transforms.compose import Compose
-from flowbench.transforms.rqs import (
-    BOUND,
-    MAX_LOG_BEND,
-    MIN_SLOPE,
-    MIN_WIDTH,
-    RationalQuadraticSpline,
-)
+from flowbench.transforms.rqs import RationalQuadraticSpline
+from flowbench.transforms.spline import BOUND, MIN_SIDE, Spline
+from flowbench.transforms.srqs import MAX_LOG_BEND, MIN_SLOPE, StableSpline
 
 f32, f64 = torch.float32, torch.float64
 NAMES = [
@@ -30,17 +26,23 @@ NAMES = [
     "rqs-8",
     "rqs-32",
     "rqs-8-3",
+    "srqs-1",
+    "srqs-2",
+    "srqs-8",
+    "srqs-32",
+    "srqs-8-3",
     "affine+rqs-8",
     "rqs-8+affine",
     "rqs-4+rqs-8",
-    "affine+rqs-4+additive",
+    "affine+srqs-4+additive",
 ]
-SPLINES = [name for name in NAMES if name.startswith("rqs") and "+" not in name]
+SPLINES = [name for name in NAMES if "rqs" in name and "+" not in name]
 COMPOSITIONS = [name for name in NAMES if "+" in name]
 
 # (dtype, scale of the parameters) -> error of a round trip through one transform, x in [-5, 5].
-# A spline's slope can be as small as 1/33, and z near 4 is known to 2e-7 in float32: 1e-5 is close
-# to the best that float32 allows.
+# The stable spline's slope can be as small as 1/33, and z near 4 is known to 2e-7 in float32: 1e-5
+# is close to the best that float32 allows. The published one's can be so small that at 30 normal
+# float32 determines no x at all.
 TOLERANCE = {
     (f32, 0): 0.0,
     (f32, 1): 1e-5,
@@ -49,6 +51,7 @@ TOLERANCE = {
     (f64, 1): 1e-12,
     (f64, 30): 1e-11,
 }
+PUBLISHED = TOLERANCE | {(f32, 1): 0.05, (f32, 30): math.inf, (f64, 1): 5e-11, (f64, 30): 2e-7}
 EPS = {f32: 2.0**-23, f64: 2.0**-52}
 
 every_transform = pytest.mark.parametrize("name", NAMES)
@@ -74,16 +77,29 @@ def draw(transform: Elementwise, scale: float, dtype: torch.dtype, n: int) -> tu
     return x.to(dtype), params.to(dtype)
 
 
-def corners(spline: RationalQuadraticSpline, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def is_published(transform: Elementwise) -> bool:
+    """Whether a part is the published spline, whose slopes can be as steep and flat as they like."""
+    return any(isinstance(part, RationalQuadraticSpline) for part in parts(transform))
+
+
+def tolerance(transform: Elementwise, dtype: torch.dtype, scale: float) -> float:
+    return (PUBLISHED if is_published(transform) else TOLERANCE)[dtype, scale]
+
+
+def corners(spline: Spline, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Knots x_k, y_k and slopes δ_k, ``[..., K + 1]``, as the class's docstring defines them."""
     K, B = spline.bins, spline.bound
-    widths, heights, bends = params.split([K, K, K - 1], dim=-1)
+    widths, heights, slopes = params.split([K, K, K - 1], dim=-1)
     p, q = widths.softmax(-1), heights.softmax(-1)
-    w = MIN_WIDTH + (1 - K * MIN_WIDTH) * p
-    h = MIN_WIDTH + (1 - K * MIN_WIDTH) * (q + MIN_SLOPE * (p - q))
-    s = h / w
-    harmonic = 2 * s[..., :-1] * s[..., 1:] / (s[..., :-1] + s[..., 1:])
-    inner = harmonic * torch.exp(bends / (1 + bends.abs() / MAX_LOG_BEND))
+    if isinstance(spline, StableSpline):
+        q = q + MIN_SLOPE * (p - q)
+    w, h = MIN_SIDE + (1 - K * MIN_SIDE) * p, MIN_SIDE + (1 - K * MIN_SIDE) * q
+    if isinstance(spline, StableSpline):
+        s = h / w
+        harmonic = 2 * s[..., :-1] * s[..., 1:] / (s[..., :-1] + s[..., 1:])
+        inner = harmonic * torch.exp(slopes / (1 + slopes.abs() / MAX_LOG_BEND))
+    else:
+        inner = 1e-3 + softplus(slopes + math.log(math.expm1(1 - 1e-3)))
     x_k, y_k = (2 * B * sides[..., :-1].cumsum(-1) - B for sides in (w, h))
     ends = (pad(pad(knots, (1, 0), value=-B), (0, 1), value=B) for knots in (x_k, y_k))
     return *ends, pad(inner, (1, 1), value=1.0)
@@ -95,7 +111,7 @@ def hard_points(transform: Elementwise, params: Tensor) -> tuple[Tensor, Tensor]
     x = [fixed.expand(len(params), -1)]
     own = params.split([part.num_params for part in parts(transform)], dim=-1)
     for i, part in enumerate(parts(transform)):
-        if isinstance(part, RationalQuadraticSpline):
+        if isinstance(part, Spline):
             knots = corners(part, own[i])[0]
             for before, its in zip(reversed(parts(transform)[:i]), reversed(own[:i]), strict=True):
                 knots = before.inverse(knots, its[:, None].expand(-1, knots.shape[-1], -1))[0]
@@ -201,20 +217,27 @@ def test_strictly_increasing(name: str, dtype: torch.dtype, scale: float) -> Non
     params = scale * torch.randn(20, 1, transform.num_params, dtype=dtype)
     x, params = x.expand(20, n), params.expand(-1, n, -1)
     z, log_slope = transform.forward(x, params)
-    # Neighbours that z cannot tell apart may come out equal or, rounded, in the wrong order.
+    # Neighbours that z cannot tell apart may come out equal or, rounded, in the wrong order; a knot
+    # of slope δ that lies between them turns its rounding into δ times as much of z.
     rounding = 8 * EPS[dtype] * z.abs().clamp_min(BOUND)[:, 1:] if dtype == f32 else 0.0
+    if is_published(transform):
+        rounding = rounding * (1 + params.amax(-1).clamp_min(0))[:, 1:]
+        if "affine" in name:  # which stretches that again
+            rounding = rounding * math.exp(9)
     assert (z.diff() > -rounding).all()
     assert (z[:, -1] > z[:, 0]).all()
     assert log_slope.isfinite().all()
 
 
-def log_slope_bounds(transform: Elementwise) -> tuple[float, float]:
+def log_slope_bounds(transform: Elementwise, params: Tensor) -> tuple[float, float]:
     """What the classes document; parts of a composition add up."""
+    largest = params.max().item() if params.numel() else 0.0
     documented = {
         "additive": (0.0, 0.0),
         "affine": (-9.0, 9.0),
         "softaffine": (-4.0, 4.0),
-        "rqs": (-4.0, 9.0),
+        "rqs": (-math.log(1e6 * (1 + largest)), math.log(max(2e3, 1 + largest))),
+        "srqs": (-4.0, 9.0),
     }
     bounds = [documented[part.name.split("-")[0]] for part in parts(transform)]
     return sum(low for low, _ in bounds), sum(high for _, high in bounds)
@@ -227,7 +250,7 @@ def test_log_slope_keeps_its_documented_bound(name: str, dtype: torch.dtype, sca
     transform = parse(name)
     x, params = draw(transform, scale, dtype, samples(transform))
     hard_x, hard_params = hard_points(transform, params[:100])
-    low, high = log_slope_bounds(transform)
+    low, high = log_slope_bounds(transform, params)
     for log_slope in (
         transform.forward(x, params)[1],
         transform.forward(hard_x, hard_params)[1],
@@ -247,10 +270,30 @@ def test_inverse_undoes_forward(name: str, dtype: torch.dtype, scale: float) -> 
     back, _ = transform.inverse(z, params)
     error = (back - x).abs() / amplification(transform, x, params)
     assert not back.isnan().any()
-    assert error.max() <= TOLERANCE[dtype, scale]
+    assert error.max() <= tolerance(transform, dtype, scale)
 
 
-@pytest.mark.parametrize("name", ["affine", "rqs-2", "rqs-8", "rqs-32"])
+@pytest.mark.parametrize("name", SPLINES)
+@every_dtype
+@every_scale
+def test_the_inverse_of_a_spline_is_as_close_as_its_type_allows(
+    name: str, dtype: torch.dtype, scale: float
+) -> None:
+    transform = parse(name)
+    z, params = draw(transform, scale, dtype, samples(transform))
+    x, _ = transform.inverse(z, params)
+    # Between the images of x's neighbours a few roundings away, whatever the slope is there.
+    moved = 16 * EPS[dtype] * (x.abs() + BOUND).double()
+    rounding = 16 * EPS[dtype] * (z.abs() + BOUND).double()
+    if scale == 0:
+        moved, rounding = 0 * moved, 0 * rounding
+    below = transform.forward(x.double() - moved, params.double())[0] - rounding
+    above = transform.forward(x.double() + moved, params.double())[0] + rounding
+    assert (below <= z).all()
+    assert (z <= above).all()
+
+
+@pytest.mark.parametrize("name", ["affine", "rqs-8", "srqs-2", "srqs-8", "srqs-32"])
 @pytest.mark.parametrize("scale", [1, 30], ids=["normal", "30 normal"])
 def test_inverse_undoes_forward_for_many_samples_in_float32(name: str, scale: float) -> None:
     transform = parse(name)
@@ -260,7 +303,7 @@ def test_inverse_undoes_forward_for_many_samples_in_float32(name: str, scale: fl
         back, _ = transform.inverse(transform.forward(x, params)[0], params)
         worst = max(worst, (back - x).abs().max().item())
         assert not back.isnan().any()
-    assert worst <= TOLERANCE[f32, scale]
+    assert worst <= tolerance(transform, f32, scale)
 
 
 @every_transform
@@ -271,9 +314,11 @@ def test_log_slopes_of_both_directions_cancel(name: str, dtype: torch.dtype, sca
     x, params = draw(transform, scale, dtype, samples(transform))
     z, log_slope = transform.forward(x, params)
     _, log_slope_back = transform.inverse(z, params)
+    if tolerance(transform, dtype, scale) == math.inf:
+        pytest.skip("no float32 determines x here")
     # The inverse speaks of the point that it found: where a spline bends sharply, log dz/dx
     # changes by as much as it does between that point and x, however exact both slopes are.
-    moved = TOLERANCE[dtype, scale] * amplification(transform, x, params)
+    moved = tolerance(transform, dtype, scale) * amplification(transform, x, params)
     exact = params.double()
     here = transform.forward(x.double(), exact)[1]
     above = transform.forward(x.double() + moved, exact)[1] - here
@@ -335,7 +380,7 @@ def test_arguments_are_left_alone(name: str, way: str) -> None:
 
 
 # One of every kind, and the spline without inner knots: a number of bins changes no code.
-@pytest.mark.parametrize("name", ["additive", "affine", "rqs-1", "rqs-8", "affine+rqs-8"])
+@pytest.mark.parametrize("name", ["additive", "affine", "rqs-1", "rqs-8", "srqs-8", "affine+rqs-8"])
 @both_ways
 def test_compiles_without_a_graph_break(name: str, way: str) -> None:
     torch.compiler.reset()
@@ -489,12 +534,16 @@ def test_knots_keep_their_constraints(name: str, dtype: torch.dtype, scale: floa
     assert x_k.shape == y_k.shape == slopes.shape == (1000, transform.bins + 1)
     side = 2 * transform.bound
     rounding = 8 * EPS[dtype] * side
-    assert (x_k.diff() >= MIN_WIDTH * side - rounding).all()
-    assert (y_k.diff() >= MIN_SLOPE * x_k.diff() - rounding).all()
+    assert (x_k.diff() >= MIN_SIDE * side - rounding).all()
+    assert (y_k.diff() >= MIN_SIDE * side - rounding).all()
+    assert (slopes >= 1e-3 - EPS[dtype]).all()
     for knots in (x_k, y_k):
         assert (knots[:, 0] == -transform.bound).all()
         assert (knots[:, -1] == transform.bound).all()
     assert (slopes[:, [0, -1]] == 1).all()
+    if isinstance(transform, RationalQuadraticSpline):
+        return
+    assert (y_k.diff() >= MIN_SLOPE * x_k.diff() - rounding).all()
     s = y_k.diff() / x_k.diff()
     harmonic = 2 / (1 / s[:, 1:] + 1 / s[:, :-1])
     assert ((slopes[:, 1:-1] / harmonic).log().abs() <= MAX_LOG_BEND + 1e-3).all()
@@ -524,7 +573,9 @@ def test_spline_is_that_of_zuko(name: str, scale: float) -> None:
         atol=1e-6,
     )
     back, _ = transform.inverse(z, params)
-    torch.testing.assert_close(back, oracle.inv(z.detach()), rtol=0, atol=1e-9)
+    # zuko's root loses digits in steep pieces: the oracle of the inverse is x, or zuko where closer.
+    theirs = (oracle.inv(z.detach()) - x).abs()
+    assert ((back - x).abs() <= theirs + 1e-8).all()
 
 
 @pytest.mark.parametrize("name", [*NAMES, "rqs-999", "rqs-4-0.5", "rqs-8-10", "rqs-3-2.5+affine"])
@@ -542,6 +593,7 @@ def test_a_name_is_read_back_as_the_same_transform(name: str) -> None:
         ("softaffine", 2),
         ("rqs-1", 2),
         ("rqs-8", 23),
+        ("srqs-8", 23),
         ("affine+rqs-8", 25),
     ],
     ids=str,
@@ -570,6 +622,8 @@ def test_number_of_parameters(name: str, num_params: int) -> None:
         ("rqs-8-0", "rqs-8-0", "bound"),
         ("rqs-8-inf", "rqs-8-inf", "bound"),
         ("rqs-8-nan", "rqs-8-nan", "bound"),
+        ("srqs-0", "srqs-0", "1 to 999"),
+        ("srqs-8-0", "srqs-8-0", "bound"),
     ],
     ids=lambda value: value or "empty",
 )

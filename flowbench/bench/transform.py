@@ -11,7 +11,7 @@ from torch import Tensor
 from flowbench.bench.measure import peak_memory, seconds, spread
 from flowbench.terminal import say
 from flowbench.transforms import parse
-from flowbench.transforms.rqs import BOUND, RationalQuadraticSpline
+from flowbench.transforms.spline import BOUND, Spline as OwnSpline
 
 SCALARS = 200_704
 BINS = (8, 32)
@@ -45,7 +45,7 @@ def _step(spline: Spline, x: Tensor, raw: Tensor) -> None:
 
 def _splines(bins: int) -> dict[str, Spline]:
     own = parse(f"rqs-{bins}")
-    assert isinstance(own, RationalQuadraticSpline)
+    assert isinstance(own, OwnSpline)
     found: dict[str, Spline] = {"flowbench": own.forward, "flowbench, plain": own.plain_forward}
     for name in PEERS:
         if find_spec(name):

@@ -1,4 +1,4 @@
-/* The exponential, in a form that the compiler turns into vectors. */
+/* Exponential and logarithm, in forms that the compiler turns into vectors. */
 
 #include <math.h>
 #include <stdint.h>
@@ -27,3 +27,17 @@ static inline float exp_(float x) {
 
 /* exp(x) for x <= 0: without the comparison with the upper bound. */
 static inline float exp_below(float x) { return exp_within(x < -87.0f ? -87.0f : x); }
+
+/* log(1 + x) for -0.64 < x <= 0, by its series in x / (2 + x): relative error below 2e-7. */
+static inline float log1p_between(float x) {
+    float u = x / (2 + x), v = u * u;
+    float y = 1 / 17.0f;
+    y = y * v + 1 / 15.0f;
+    y = y * v + 1 / 13.0f;
+    y = y * v + 1 / 11.0f;
+    y = y * v + 1 / 9.0f;
+    y = y * v + 1 / 7.0f;
+    y = y * v + 1 / 5.0f;
+    y = y * v + 1 / 3.0f;
+    return 2 * u * (y * v + 1);
+}

@@ -1,4 +1,4 @@
-"""The rational-quadratic spline, forward and backward in one pass each: ``rqs.c``."""
+"""Rational-quadratic splines, forward and backward in one pass each: ``rqs.c``."""
 
 import ctypes
 from typing import Any
@@ -16,8 +16,9 @@ GRAIN = 8192
 class _Spline(ctypes.Structure):
     _fields_ = (
         ("bins", ctypes.c_int),
+        ("stable", ctypes.c_int),
         ("bound", ctypes.c_float),
-        ("min_width", ctypes.c_float),
+        ("min_side", ctypes.c_float),
         ("min_slope", ctypes.c_float),
         ("max_log_bend", ctypes.c_float),
     )
@@ -28,23 +29,22 @@ def available() -> bool:
     return library("rqs") is not None
 
 
-def evaluate(
-    x: Tensor, planes: Tensor, spline: list[float], inverse: bool
-) -> tuple[Tensor, Tensor]:
+def evaluate(x: Tensor, raw: Tensor, spline: list[float], inverse: bool) -> tuple[Tensor, Tensor]:
     """Evaluate, or invert, one spline for each of n features, without gradients.
 
     Args:
         x: Inputs; float32 on the CPU.
-        planes: Raw parameters, K widths, K heights, K − 1 bends.
-        spline: K, B, the least width and slope, the largest bend of ``RationalQuadraticSpline``.
+        raw: Raw parameters: K widths, K heights, K − 1 slopes. Read without a copy if features or
+            parameters are contiguous in memory.
+        spline: K, B, the least side of a piece and the ``constants`` of a ``Spline``.
         inverse: Solve for x instead.
 
     Shape:
-        x ``[n]``, planes ``[3K - 1, n]`` -> z and log dz/dx (or x and log dx/dz), ``[n]``
+        x ``[n]``, raw ``[3K - 1, n]`` -> z and log dz/dx (or x and log dx/dz), ``[n]``
     """
-    x, planes = x.contiguous(), planes.contiguous()
+    x, raw, rows = x.contiguous(), *_dense(raw)
     out, slope = torch.empty_like(x), torch.empty_like(x)
-    _run("rqs_forward", spline, len(x), inverse, x, planes, out, slope)
+    _run("rqs_forward", spline, len(x), rows, inverse, x, raw, out, slope)
     log_slope = slope.log_()
     return out, log_slope.neg_() if inverse else log_slope
 
@@ -55,14 +55,14 @@ rqs = torch.library.custom_op("flowbench::rqs", evaluate, mutates_args=())
 
 @torch.library.custom_op("flowbench::rqs_backward", mutates_args=())
 def rqs_backward(
-    x: Tensor, planes: Tensor, spline: list[float], g_z: Tensor, g_log_slope: Tensor
+    x: Tensor, raw: Tensor, spline: list[float], g_z: Tensor, g_log_slope: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Compute gradients of x ``[n]`` and planes ``[3K - 1, n]`` from those of z and log dz/dx."""
-    x, planes = x.contiguous(), planes.contiguous()
-    g_x, g_planes = torch.empty_like(x), torch.empty_like(planes)
+    """Compute gradients of x ``[n]`` and raw ``[3K - 1, n]`` from those of z and log dz/dx."""
+    x, raw, rows = x.contiguous(), *_dense(raw)
+    g_x, g_raw = torch.empty_like(x), torch.empty_like(raw)
     gradients = g_z.contiguous(), g_log_slope.contiguous()
-    _run("rqs_backward", spline, len(x), x, planes, *gradients, g_x, g_planes)
-    return g_x, g_planes
+    _run("rqs_backward", spline, len(x), rows, x, raw, *gradients, g_x, g_raw)
+    return g_x, g_raw
 
 
 @rqs.register_fake
@@ -71,8 +71,8 @@ def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
 
 
 @rqs_backward.register_fake
-def _(x: Tensor, planes: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(planes)
+def _(x: Tensor, raw: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(raw)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:  # noqa: ARG001
@@ -87,7 +87,15 @@ def _backward(ctx: Any, g_z: Tensor, g_log_slope: Tensor) -> tuple[Tensor | None
 rqs.register_autograd(_backward, setup_context=_keep)
 
 
+def _dense(raw: Tensor) -> tuple[Tensor, bool]:
+    """Return the parameters, copied if need be, and whether they lie innermost in memory."""
+    if raw.T.is_contiguous():
+        return raw, True
+    return raw.contiguous(), False
+
+
 def _run(function: str, spline: list[float], n: int, *arguments: Any) -> None:
     """Call the kernel for n features."""
-    about = ctypes.byref(_Spline(int(spline[0]), *spline[1:]))
+    bins, *sizes, stable = spline
+    about = ctypes.byref(_Spline(int(bins), int(stable), *sizes))
     call("rqs", function, about, ctypes.c_long(n), threads(n, GRAIN), *arguments)

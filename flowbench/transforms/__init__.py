@@ -10,6 +10,7 @@ from flowbench.transforms.base import Elementwise
 from flowbench.transforms.compose import Compose
 from flowbench.transforms.rqs import RationalQuadraticSpline
 from flowbench.transforms.softaffine import SoftAffine
+from flowbench.transforms.srqs import StableSpline
 
 __all__ = ["FAMILIES", "Elementwise", "parse"]
 
@@ -18,6 +19,7 @@ FAMILIES: dict[str, tuple[str, Callable[..., Elementwise]]] = {
     "affine": ("affine", Affine),
     "softaffine": ("softaffine", SoftAffine),
     "rqs": ("rqs-K[-B]", RationalQuadraticSpline),
+    "srqs": ("srqs-K[-B]", StableSpline),
 }
 """Family → (how its name is written, constructor taking the numbers in the name)."""
 

@@ -13,11 +13,12 @@ from torch.autograd.function import once_differentiable
 
 
 class Pick(torch.autograd.Function):
-    """Select, for each of N features, what its piece needs from K widths, heights and K − 1 bends.
+    """Select, for each of N features, what its piece needs from K widths, heights and K − 1 slopes.
 
-    With p and q the softmaxes of the raw widths and heights, gives the piece's number k; p and q of
-    piece k and of its left and right neighbours (at the ends: of k itself); the sums of p and of q
-    over the pieces before k; and the raw bends at the piece's two ends (at ±B: of any knot).
+    With p and q the softmaxes of the raw widths and heights, gives the piece's number k; the sums
+    of p and of q over the pieces before k; the raw slopes at the piece's two ends (at ±B: of any
+    knot); p and q of piece k; and, if asked for, p and q of its left and of its right neighbour (at
+    the ends: of k itself).
     """
 
     @staticmethod
@@ -30,6 +31,7 @@ class Pick(torch.autograd.Function):
         floor: float,
         scale: float,
         mix: float,
+        reach: int,
     ) -> tuple[Tensor, ...]:
         """Search and select.
 
@@ -42,11 +44,12 @@ class Pick(torch.autograd.Function):
             floor: Least side of a piece.
             scale: Side of a piece above the floor, over its share.
             mix: Part of the widths in the heights.
+            reach: Neighbours at either side, 0 or 1.
 
         Shape:
-            planes ``[3K - 1, N]``, at ``[N]`` -> int64 k and ten values, each ``[N]``
+            planes ``[3K - 1, N]``, at ``[N]`` -> int64 k and six or ten values, each ``[N]``
         """
-        widths, heights, bends = planes.split([bins, bins, bins - 1])
+        widths, heights, slopes = planes.split([bins, bins, bins - 1])
         p, q = widths.softmax(0), heights.softmax(0)
         p_sums, q_sums = _running(p), _running(q)
         corners = p_sums if axis == 0 else q_sums + mix * (p_sums - q_sums)
@@ -54,15 +57,15 @@ class Pick(torch.autograd.Function):
         # In place, since a comparison's booleans would have to be widened again to be counted.
         past = at - (corners * scale + floors)[1:]
         k = past.ge_(0).sum(0).long()
-        neighbours = _neighbours(k, bins)
-        picked = [share.gather(0, i)[0] for share in (p, q) for i in neighbours]
-        picked += [sums.gather(0, k[None])[0] for sums in (p_sums, q_sums)]
+        picked = [sums.gather(0, k[None])[0] for sums in (p_sums, q_sums)]
         if bins > 1:
-            picked += [bends.gather(0, i)[0] for i in _ends(k, bins)]
+            picked += [slopes.gather(0, i)[0] for i in _ends(k, bins)]
         else:
             picked += [torch.zeros_like(at), torch.zeros_like(at)]
+        picked += [s.gather(0, i)[0] for i in _pieces(k, bins, reach) for s in (p, q)]
         ctx.save_for_backward(p, q, k)
         ctx.mark_non_differentiable(k)
+        ctx.reach = reach
         return k, *picked
 
     @staticmethod
@@ -73,19 +76,19 @@ class Pick(torch.autograd.Function):
         bins = len(p)
         spread = p.new_zeros(3 * bins - 1, len(k))
         shares = spread.split([bins, bins, bins - 1])
-        own, sums = (gradients[:3], gradients[3:6]), gradients[6:8]
-        for share, gradient, at_k, total in zip((p, q), shares[:2], own, sums, strict=True):
+        sums, ends, own = gradients[:2], gradients[2:4], (gradients[4::2], gradients[5::2])
+        for share, gradient, at_pieces, total in zip((p, q), shares[:2], own, sums, strict=True):
             # A sum over the pieces before k: its gradient goes to all of them.
             gradient.scatter_(0, (k - 1).clamp_min(0)[None], total.where(k > 0, 0.0)[None])
             for j in reversed(range(bins - 1)):
                 gradient[j] += gradient[j + 1]
-            for i, value in zip(_neighbours(k, bins), at_k, strict=True):
+            for i, value in zip(_pieces(k, bins, ctx.reach), at_pieces, strict=True):
                 gradient.scatter_add_(0, i, value[None])
             gradient.sub_((gradient * share).sum(0)).mul_(share)
         if bins > 1:
-            for i, value in zip(_ends(k, bins), gradients[8:], strict=True):
+            for i, value in zip(_ends(k, bins), ends, strict=True):
                 shares[2].scatter_add_(0, i, value[None])
-        return spread, None, None, None, None, None, None
+        return spread, None, None, None, None, None, None, None
 
 
 def _running(shares: Tensor) -> Tensor:
@@ -97,9 +100,9 @@ def _running(shares: Tensor) -> Tensor:
     return sums
 
 
-def _neighbours(k: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+def _pieces(k: Tensor, bins: int, reach: int) -> list[Tensor]:
     """Indices of the piece itself, its left and its right neighbour, as ``gather`` wants them."""
-    return k[None], (k - 1).clamp_min(0)[None], (k + 1).clamp_max(bins - 1)[None]
+    return [k[None], (k - 1).clamp_min(0)[None], (k + 1).clamp_max(bins - 1)[None]][: 1 + 2 * reach]
 
 
 def _ends(k: Tensor, bins: int) -> tuple[Tensor, Tensor]:

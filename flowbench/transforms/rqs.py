@@ -1,245 +1,70 @@
-r"""The monotonic rational-quadratic spline on [−B, B], the identity outside."""
+r"""The rational-quadratic spline of *Neural Spline Flows*."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from flowbench.errors import UsageError
-from flowbench.kernels import rqs as kernel
-from flowbench.transforms.base import widen
-from flowbench.transforms.pick import Pick
+from flowbench.transforms.spline import Spline
 
-BOUND = 4.0
-MIN_WIDTH = 1e-3
-MIN_SLOPE = 1 / 8
-MAX_LOG_BEND = math.log(4)
+MIN_SLOPE = 1e-3
+SIGMA = 1 - math.exp(MIN_SLOPE - 1)
 
 
 @dataclass(frozen=True)
-class RationalQuadraticSpline:
-    r"""K rational-quadratic pieces through K + 1 knots :math:`(x_k, y_k)` with slopes :math:`δ_k`.
+class RationalQuadraticSpline(Spline):
+    r"""The spline as published: widths, heights and slopes all free, each with a floor of 0.001.
 
-    .. math::
-        z = y_k + (y_{k+1} - y_k) \frac{s_k ξ^2 + δ_k ξ(1-ξ)}
-                                       {s_k + (δ_k + δ_{k+1} - 2 s_k) ξ(1-ξ)}
+    Widths and heights are softmaxes, :math:`0.001 + (1 - 0.001 K)\, \mathrm{softmax}(r)_k` of the
+    square's side; the inner slopes are :math:`δ_k = 0.001 + \mathrm{softplus}(r + c)` with
+    :math:`c = \log(e^{1 - 0.001} - 1)`, so that r = 0 gives slope 1.
 
-    with :math:`ξ = (x - x_k)/(x_{k+1} - x_k)` and :math:`s_k = (y_{k+1}-y_k)/(x_{k+1}-x_k)`
-    (eq. 4 of the paper). The inverse is in closed form; the slope at ±B is 1, so the density is
-    continuous where the identity tails begin.
+    With raw slopes of at most R, :math:`-\log(10^6 (1 + R)) < \log dz/dx < \log\max(2000, 1 + R)`: a
+    piece can be steep at its ends and nearly flat between, and no float32 z near 4, known to 2e-7,
+    determines its x any more. The most that a round trip was seen to lose of x, with normal
+    parameters of standard deviation
 
-    The 3K − 1 raw parameters are K widths, K heights and K − 1 inner slopes. Widths are a softmax
-    with a floor of 0.001 of [−B, B], which bounds how steep a piece can be. Heights are the same,
-    mixed with an eighth of the widths, so that every :math:`s_k ≥ 1/8`. The inner slopes are
-    :math:`δ_k = H_k e^{r}` with :math:`H_k` the harmonic mean of the neighbouring :math:`s` and
-    |r| < log 4: left alone (r = 0) the spline is Fritsch and Butland's monotone interpolant. With
-    free δ and s, as in the paper, a piece can be steep at its ends and flat to 1e-8 between, and no
-    float32 z determines its x any more. Together: :math:`-4 < \log dz/dx < 9`.
+    ======  =======  =======
+    σ       float32  float64
+    ======  =======  =======
+    0.1     1e-6     2e-15
+    0.3     4e-6     7e-15
+    1       0.02     9e-12
+    3       1        2e-9
+    30      7        4e-8
+    ======  =======  =======
 
-    Args:
-        bins: Number of pieces K, at least 1 and below 1000.
-        bound: B, half the side of the square that the spline maps onto itself.
+    (800,000 splines; at σ = 1 all but one in a thousand stay below 1e-4). In every case z itself is
+    met again to rounding. A run records the largest error of its own flow, and ``srqs`` avoids it.
 
     Shape:
         x ``[..., D]``, params ``[..., D, 3K - 1]`` -> z, log_slope ``[..., D]``
-
-    Raises:
-        UsageError: K pieces of the least width do not fit, or B is not positive.
 
     Example:
         >>> RationalQuadraticSpline(bins=4).num_params
         11
 
     References:
-        Durkan et al., *Neural Spline Flows* (2019), https://arxiv.org/abs/1906.04032;
-        Fritsch and Butland, *A method for constructing local monotone piecewise cubic
-        interpolants* (1984)
+        Durkan et al., *Neural Spline Flows* (2019), https://arxiv.org/abs/1906.04032
     """
 
-    bins: int
-    bound: float = BOUND
-    native: bool = field(init=False, repr=False, compare=False)
+    family: ClassVar[str] = "rqs"
+    constants: ClassVar[list[float]] = [MIN_SLOPE, 0.0, 0.0]
 
-    def __post_init__(self) -> None:
-        if self.bins % 1 or not 1 <= self.bins < 1 / MIN_WIDTH:
-            raise UsageError(
-                f"rqs-{self.bins}: {self.bins} bins do not fit; valid are 1 to "
-                f"{math.ceil(1 / MIN_WIDTH) - 1}, each at least {MIN_WIDTH} of the interval wide"
-            )
-        if not 0 < self.bound < math.inf:
-            raise UsageError(f"rqs-{self.bins}-{self.bound:g}: valid is a finite bound above 0")
-        # Known before anything is compiled, which could not look for it.
-        fits = self.bins <= kernel.MAX_BINS
-        object.__setattr__(self, "native", fits and kernel.available())
-
-    @property
-    def name(self) -> str:
-        """``rqs-K``, followed by ``-B`` where B is not the default."""
-        if self.bound == BOUND:
-            return f"rqs-{self.bins}"
-        whole = int(self.bound) == self.bound
-        return f"rqs-{self.bins}-{int(self.bound) if whole else self.bound}"
-
-    @property
-    def num_params(self) -> int:
-        """K widths, K heights, K − 1 slopes."""
-        return 3 * self.bins - 1
-
-    def _sides(self, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Widths and heights of pieces over 2B from their shares p and q in the softmaxes."""
-        return self._share(p), self._share(q + MIN_SLOPE * (p - q))
-
-    def _share(self, p: Tensor, floors: Tensor | float = 1.0) -> Tensor:
-        return MIN_WIDTH * floors + (1 - self.bins * MIN_WIDTH) * p
-
-    def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Map data to noise; see the class."""
-        x, params = widen(x, params)
-        if self._has_kernel(x):
-            return self._kernel(x, params, inverse=False)
-        return self.plain_forward(x, params)
-
-    def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Map noise to data; see the class."""
-        z, params = widen(z, params)
-        if self._has_kernel(z) and not _has_gradients(z, params):
-            return self._kernel(z, params, inverse=True)
-        return self.plain_inverse(z, params)
-
-    def plain_forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """``forward`` in torch's own operations: for every device and type."""
-        inside = x.clamp(-self.bound, self.bound)
-        return _outside_identity(x, inside, *_evaluate(inside, *self._piece(inside, params, 0)))
-
-    def plain_inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """``inverse`` in torch's own operations."""
-        inside = z.clamp(-self.bound, self.bound)
-        return _outside_identity(z, inside, *_solve(inside, *self._piece(inside, params, 1)))
-
-    def outside(self, x: Tensor, params: Tensor) -> Tensor:
-        """Inputs beyond ±B."""
-        return x.abs() > self.bound
-
-    def kernels(self, x: Tensor) -> tuple[str, ...]:
-        """Name the hand-written kernels that run on a tensor of this device and type."""
-        return ("rqs",) if self._has_kernel(x) else ()
-
-    def _has_kernel(self, x: Tensor) -> bool:
-        return self.native and x.is_cpu and x.dtype == torch.float32
-
-    def _kernel(self, x: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        """Run the kernel over x ``[..., D]`` and params ``[..., D, 3K - 1]``."""
-        operator = torch.compiler.is_compiling() or _has_gradients(x, params)
-        run = kernel.rqs if operator else kernel.evaluate
-        x, planes = self._planes(x, params)
-        spline = [self.bins, self.bound, MIN_WIDTH, MIN_SLOPE, MAX_LOG_BEND]
-        out, log_slope = run(x.flatten(), planes, spline, inverse)
-        return out.view(x.shape).movedim(0, -1), log_slope.view(x.shape).movedim(0, -1)
-
-    def _planes(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Broadcast and lay out as a flow's network leaves its outputs: the leading dims innermost.
-
-        Shape:
-            x ``[..., D]``, params ``[..., D, P]`` -> ``[D, ...]``, ``[P, n]`` with n = D · ...
-        """
-        x, first = torch.broadcast_tensors(x, params[..., 0])
-        planes = params.expand(*first.shape, -1).movedim((-1, -2), (0, 1))
-        return x.movedim(-1, 0), planes.flatten(1)
-
-    def _piece(self, inside: Tensor, params: Tensor, axis: int) -> tuple[Tensor, ...]:
-        """Find the piece of every feature: its corner, width, height and relative end slopes.
-
-        Not all K + 1 knots are computed: ``Pick`` reduces the K columns to the chosen one, the
-        rest is elementwise.
-
-        Args:
-            inside: Values in [−B, B]: x for axis 0, z for axis 1.
-            params: Raw parameters.
-            axis: Whether pieces are looked up along x (0) or z (1).
-        """
-        at, planes = self._planes((inside + self.bound) / (2 * self.bound), params)
-        scale = 1 - self.bins * MIN_WIDTH
-        picked = Pick.apply(
-            planes, at.detach().flatten(), self.bins, axis, MIN_WIDTH, scale, MIN_SLOPE
-        )
-        k, p, p_left, p_right, q, q_left, q_right, p_sum, q_sum, r_left, r_right = (
-            value.view(at.shape).movedim(0, -1) for value in picked
-        )
-        before = k.to(p.dtype)
-        x0 = self._share(p_sum, before)
-        y0 = self._share(q_sum + MIN_SLOPE * (p_sum - q_sum), before)
-        w, h = self._sides(p, q)
-        last = k == self.bins - 1  # its far corner is B itself, not up to a sum's rounding
-        w, h = torch.where(last, 1 - x0, w), torch.where(last, 1 - y0, h)
-        s = h / w
-        w_left, h_left = self._sides(p_left, q_left)
-        w_right, h_right = self._sides(p_right, q_right)
-        # Slopes at the ends over s: a harmonic mean is 2 s' / (s' + s) of s; at ±B the slope is 1.
-        a0 = _mean_slope(h_left / w_left, s) / s * torch.exp(_soft_clip(r_left))
-        a1 = _mean_slope(h_right / w_right, s) / s * torch.exp(_soft_clip(r_right))
-        a0 = torch.where(k == 0, 1 / s, a0)
-        a1 = torch.where(last, 1 / s, a1)
-        side = 2 * self.bound
-        return side * x0 - self.bound, side * w, side * y0 - self.bound, side * h, a0, a1
+    def _end_slopes(
+        self, s: Tensor, s_left: Tensor, s_right: Tensor, r_left: Tensor, r_right: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return knot_slope(r_left) / s, knot_slope(r_right) / s
 
 
-def _evaluate(
-    x: Tensor, x0: Tensor, w: Tensor, y0: Tensor, h: Tensor, a0: Tensor, a1: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Eqs. 4 and 5 on a piece; a0 and a1 are the slopes at its ends relative to s_k."""
-    xi = ((x - x0) / w).clamp(0, 1)
-    s, eta = h / w, 1 - xi
-    # The chord from corner to corner, grouped so that rounding neither grows with s nor moves x at
-    # all where the corners and slopes are the identity's.
-    chord = torch.where(s > 1, x + ((y0 - x0) + (s - 1) * (x - x0)), s * x + (y0 - s * x0))
-    bend = xi * eta * ((a0 - 1) * eta - (a1 - 1) * xi) / _denominator(xi, eta, a0, a1)
-    return chord + h * bend, _log_slope(xi, s, a0, a1)
-
-
-def _solve(
-    z: Tensor, x0: Tensor, w: Tensor, y0: Tensor, h: Tensor, a0: Tensor, a1: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Eqs. 6 to 8 on a piece, divided by s_k; arguments as for ``_evaluate``.
-
-    Of the quadratic's two forms of its root this one is stable where its first coefficient
-    vanishes; rounding must not push the discriminant below zero.
-    """
-    rho = ((z - y0) / h).clamp(0, 1)
-    c = rho * (a0 + a1 - 2)
-    b = a0 - c
-    discriminant = (b * b + 4 * rho * (1 - a0 + c)).clamp_min(1e-30)
-    xi = (2 * rho / (b + discriminant.sqrt())).clamp(0, 1)
-    return z + ((x0 - y0) + (w * xi - h * rho)), -_log_slope(xi, h / w, a0, a1)
-
-
-def _denominator(xi: Tensor, eta: Tensor, a0: Tensor, a1: Tensor) -> Tensor:
-    return 1 + (a0 + a1 - 2) * xi * eta
-
-
-def _log_slope(xi: Tensor, s: Tensor, a0: Tensor, a1: Tensor) -> Tensor:
-    """Eq. 5; divided by ξ² + 2ξ(1−ξ) + (1−ξ)² = 1 so that equal knots give exactly 0."""
-    eta = 1 - xi
-    left, middle, right = eta * eta, 2 * xi * eta, xi * xi
-    ratio = (a0 * left + middle + a1 * right) / (left + middle + right)
-    return torch.log(s * ratio / _denominator(xi, eta, a0, a1).square())
-
-
-def _has_gradients(*tensors: Tensor) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def _mean_slope(s: Tensor, other: Tensor) -> Tensor:
-    return 2 * s * other / (s + other)
-
-
-def _soft_clip(r: Tensor) -> Tensor:
-    return r / (1 + r.abs() / MAX_LOG_BEND)
-
-
-def _outside_identity(
-    x: Tensor, inside: Tensor, z: Tensor, log_slope: Tensor
-) -> tuple[Tensor, Tensor]:
-    # The spline saw the clamped x; selecting after the clamp keeps the gradients outside finite.
-    within = x == inside
-    return torch.where(within, z, x), torch.where(within, log_slope, 0.0)
+def knot_slope(r: Tensor) -> Tensor:
+    """0.001 + softplus(r + c), written so that r = 0 gives 1 to the last bit."""
+    # log(1 + σ(e^r − 1)) with σ = sigmoid(c); of a positive r the large part is taken out first.
+    # Selected, not clamped: the gradient of a clamp is lost at 0, where every flow begins.
+    positive = r > 0
+    below, above = torch.where(positive, 0, r), torch.where(positive, r, 0)
+    falls = torch.log1p(SIGMA * torch.expm1(below))
+    rises = above + torch.log1p((1 - SIGMA) * torch.expm1(-above))
+    return 1 + torch.where(positive, rises, falls)
