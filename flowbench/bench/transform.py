@@ -11,7 +11,8 @@ from torch import Tensor
 from flowbench.bench.measure import peak_memory, seconds, spread
 from flowbench.terminal import say
 from flowbench.transforms import parse
-from flowbench.transforms.spline import BOUND, Spline as OwnSpline
+from flowbench.transforms.spline import BOUND
+from flowbench.transforms.spline import Spline as OwnSpline
 
 SCALARS = 200_704
 BINS = (8, 32)

@@ -21,10 +21,10 @@ class RationalQuadraticSpline(Spline):
     square's side; the inner slopes are :math:`δ_k = 0.001 + \mathrm{softplus}(r + c)` with
     :math:`c = \log(e^{1 - 0.001} - 1)`, so that r = 0 gives slope 1.
 
-    With raw slopes of at most R, :math:`-\log(10^6 (1 + R)) < \log dz/dx < \log\max(2000, 1 + R)`: a
-    piece can be steep at its ends and nearly flat between, and no float32 z near 4, known to 2e-7,
-    determines its x any more. The most that a round trip was seen to lose of x, with normal
-    parameters of standard deviation
+    With raw slopes of at most R,
+    :math:`-\log(10^6 (1 + R)) < \log dz/dx < \log\max(2000, 1 + R)`: a piece can be steep at its
+    ends and nearly flat between, and no float32 z near 4, known to 2e-7, determines its x any more.
+    The most that a round trip was seen to lose of x, with normal parameters of standard deviation
 
     ======  =======  =======
     σ       float32  float64

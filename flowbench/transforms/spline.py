@@ -193,7 +193,7 @@ class Spline:
 
 
 def _broadcast(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-    """x ``[..., D]`` and params ``[..., D, P]`` with equal leading dimensions."""
+    """Expand x ``[..., D]`` and params ``[..., D, P]`` to equal leading dimensions."""
     x, first = torch.broadcast_tensors(x, params[..., 0])
     return x, params.expand(*first.shape, -1)
 
