@@ -20,7 +20,7 @@ from flowbench.seeding import generator
 
 UNIFORM_BPD = (0.5 * math.log(2 * math.pi) + 1 / 6 + math.log(128)) / math.log(2)
 TOLERANCE = {"float32": 1e-5, "rounding": 1e-12, "128,000 samples": 3e-3, "16,000 draws": 2e-3}
-TERMS = {"test/loss", "test/prior", "test/logdet", "test/draws"}
+TERMS = {"test/loss", "test/prior", "test/logdet", "test/draws", "test/failed"}
 SEED = 5
 
 every_noise = pytest.mark.parametrize("noise", ["uniform", "gaussian"])
@@ -118,10 +118,10 @@ def test_metrics_are_those_of_plain_loops_over_log_prob(noise: str) -> None:
 @pytest.mark.parametrize(
     ("noise", "draws", "expected"),
     [
-        ("uniform", 1, {"test/bpd", "test/bpd_iw"}),
-        ("uniform", 2, {"test/bpd", "test/bpd_iw", "test/bpd_se"}),
-        ("gaussian", 1, {"test/nll"}),
-        ("gaussian", 2, {"test/nll", "test/nll_se"}),
+        ("uniform", 1, {"test/bpd", "test/bpd_iw", "test/bpd_median"}),
+        ("uniform", 2, {"test/bpd", "test/bpd_iw", "test/bpd_median", "test/bpd_se"}),
+        ("gaussian", 1, {"test/nll", "test/nll_median"}),
+        ("gaussian", 2, {"test/nll", "test/nll_median", "test/nll_se"}),
     ],
 )
 def test_only_what_has_a_meaning_is_measured(noise: str, draws: int, expected: set[str]) -> None:
@@ -129,6 +129,30 @@ def test_only_what_has_a_meaning_is_measured(noise: str, draws: int, expected: s
     assert found.metrics.keys() == TERMS | expected
     assert found.metrics["test/draws"] == draws
     assert list(found.patches.columns)[3:] == ["bpd" if noise == "uniform" else "nll"]
+
+
+def test_images_worse_than_under_the_identity_are_counted() -> None:
+    images = some(40)
+    assert measure(planted([(0.0, 0.0)], (1, 4, 6), 2), images).metrics["test/failed"] == 0
+    # Stretching by e gains the same for every image and costs those with large x more.
+    flow = planted([(-1.0, 0.0)], (1, 4, 6), 2)
+    rows = torch.tensor(plain_log_prob(flow, images, "uniform", 2))
+    of_identity = torch.tensor(
+        plain_log_prob(planted([(0.0, 0.0)], (1, 4, 6), 2), images, "uniform", 2)
+    )
+    share = (rows < of_identity).double().mean().item()
+    assert 0 < share < 1
+    assert measure(flow, images).metrics["test/failed"] == pytest.approx(share)
+
+
+def test_a_single_image_moves_the_mean_and_not_the_median() -> None:
+    images = some(21)
+    flow = planted([(-3.0, 0.0)], (1, 4, 6), 2)
+    before = measure(flow, images, draws=1).metrics
+    images.pixels[4] = 255
+    after = measure(flow, images, draws=1).metrics
+    assert after["test/bpd"] > before["test/bpd"] + 1
+    assert after["test/bpd_median"] == pytest.approx(before["test/bpd_median"], abs=1)
 
 
 def test_the_importance_bound_is_the_mean_bound_with_one_draw_and_tighter_with_more() -> None:

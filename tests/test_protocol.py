@@ -58,7 +58,8 @@ def test_all_is_measured_under_the_names_of_its_protocol(cache: Path) -> None:
     scores = ("fid", "kid", "precision", "recall")
     assert set(found.metrics) == {
         *("test/loss", "test/prior", "test/logdet", "test/draws"),
-        *("test/bpd", "test/bpd_se", "test/bpd_iw"),
+        *("test/bpd", "test/bpd_se", "test/bpd_iw", "test/bpd_median"),
+        *("test/failed", "val/failed", "samples/nonfinite", "roundtrip/max"),
         *("bayes/accuracy", "bayes/ece", "bayes/images"),
         *("patches/ratio", "patches/ratio_low", "patches/ratio_high"),
         *(f"{score}_digits{floor}" for score in scores for floor in ("", "_floor")),
@@ -66,6 +67,8 @@ def test_all_is_measured_under_the_names_of_its_protocol(cache: Path) -> None:
         *("extractor_digits/accuracy", "agreement_digits"),
     }
     assert found.metrics["fidelity/samples"] == 60
+    assert found.metrics["samples/nonfinite"] == 0
+    assert 0 < found.metrics["roundtrip/max"] < 1e-4
     assert set(found.tables) == {"patches", "positions", "confusion", "calibration", "agreement"}
     assert {"bpd", "distance", "floor"} <= set(found.tables["patches"].columns)
     assert found.images["samples"].shape == (1, CLASSES, 16, 16, 1)
@@ -92,9 +95,9 @@ def test_what_is_compared_is_denoised(cache: Path, monkeypatch: pytest.MonkeyPat
     stds = []
     draw = protocol.draw
 
-    def noting(flow: Flow, y: Tensor, sampling: Any) -> Tensor:
+    def noting(flow: Flow, y: Tensor, sampling: Any, **rest: Any) -> Tensor:
         stds.append(sampling.denoise_std)
-        return draw(flow, y, sampling)
+        return draw(flow, y, sampling, **rest)
 
     monkeypatch.setattr(protocol, "draw", noting)
     evaluated(cache, data__noise="gaussian", data__noise_std=0.2)
@@ -127,7 +130,30 @@ def test_samples_that_are_not_finite_are_told_and_the_rest_measured(
     assert not [name for name in found.metrics if name.startswith(("fid", "patches"))]
     assert not found.images
     assert "block 1 of 2" in found.tags["skipped"]
+    assert "100.0% of the samples are not finite" in found.tags["skipped"]
+    assert found.metrics["samples/nonfinite"] == 1
+    assert found.metrics["roundtrip/max"] == float("inf")
     assert "not measured: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("count", "scored"), [(1, True), (3, False)])
+def test_a_few_samples_that_are_not_finite_are_left_out_of_the_scores(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, count: int, scored: bool
+) -> None:
+    draw = protocol.draw
+
+    def breaking(*arguments: Any, **options: Any) -> Tensor:
+        images = draw(*arguments, **options)
+        images[:count] = float("nan")
+        return images
+
+    monkeypatch.setattr(protocol, "draw", breaking)
+    found = evaluated(cache, evaluate__samples=150)
+    assert found.metrics["samples/nonfinite"] == pytest.approx(count / 150)
+    assert ("fid_digits" in found.metrics) is scored
+    assert ("agreement_digits" in found.metrics) is scored
+    if scored:
+        assert found.metrics["fidelity/samples"] == 149
 
 
 def test_too_few_images_are_told(cache: Path) -> None:
@@ -139,7 +165,8 @@ def test_too_few_images_are_told(cache: Path) -> None:
 def test_classes_are_asked_for_as_often_as_the_test_images_have_them() -> None:
     data = splits()
     flow = FlowModule(tiny.experiment(model__patch=4), data.shape, data.classes).flow
-    pixels, asked = protocol.generate(flow, tiny.experiment(), data, 100)
+    pixels, asked, broken = protocol.generate(flow, tiny.experiment(), data, 100)
+    assert broken == 0
     assert pixels.shape == (100, 1, 16, 16)
     assert data.test.labels is not None
     assert torch.equal(asked, torch.cat([data.test.labels, data.test.labels[:10]]))
@@ -162,4 +189,5 @@ def test_settings_say_what_is_left_out(cache: Path) -> None:
     found = evaluated(cache, evaluate__bayes=0, evaluate__samples=0, evaluate__draws=1)
     assert set(found.metrics) == {
         *("test/loss", "test/prior", "test/logdet", "test/draws", "test/bpd", "test/bpd_iw"),
+        *("test/bpd_median", "test/failed", "val/failed", "roundtrip/max"),
     }

@@ -28,7 +28,10 @@ class Density:
             ``test/logdet`` (nats/dim, without ½ log 2π) and ``test/draws``. Under uniform noise
             ``test/bpd`` and the tighter bound ``test/bpd_iw``, in bits/dim; under Gaussian noise
             ``test/nll``, in nats/dim. With several draws ``test/bpd_se`` or ``test/nll_se``, the
-            standard error over them: of the noise alone, not of the choice of images.
+            standard error over them: of the noise alone, not of the choice of images. What a few
+            images cannot hide: ``test/bpd_median`` or ``test/nll_median``, over images and draws,
+            and ``test/failed``, the share of noisy images that the flow finds less likely than the
+            identity flow, a standard normal, does.
         patches: A row a patch: ``patch`` (raster order), ``row``, ``column`` and its ``bpd`` or
             ``nll``, per dimension of the patch. Their mean is that of the whole image.
         positions: A row for each ``block`` (0 is nearest the data) and ``position`` in the block's
@@ -69,7 +72,7 @@ def density(
     """
     weight = next(flow.parameters())
     prior = torch.zeros(draws, len(images), dtype=torch.float64)  # summed over dimensions
-    log_det = torch.zeros_like(prior)
+    log_det, of_identity = torch.zeros_like(prior), torch.zeros_like(prior)
     of_patches = torch.zeros(flow.tokens, dtype=torch.float64)
     of_positions = torch.zeros(len(flow.blocks), flow.tokens, dtype=torch.float64)
     for index in torch.arange(len(images)).split(batch):
@@ -81,6 +84,7 @@ def density(
             priors, slopes, own = (part.cpu().double() for part in _parts(flow, x.to(weight), y))
             prior[draw, index] = priors.sum(1)
             log_det[draw, index] = slopes.sum(1)
+            of_identity[draw, index] = 0.5 * x.double().square().flatten(1).sum(1)
             of_patches += (priors - slopes).sum(0)
             of_positions += own
 
@@ -91,7 +95,9 @@ def density(
         "test/prior": prior.mean().item() / flow.dims,
         "test/logdet": log_det.mean().item() / flow.dims,
         "test/draws": draws,
+        "test/failed": (prior - log_det > of_identity).double().mean().item(),
         f"test/{name}": per_dim(loss.mean().item()),
+        f"test/{name}_median": per_dim(loss.median().item()),
     }
     if draws > 1:
         of_draws = torch.tensor(

@@ -21,11 +21,22 @@ from flowbench.evaluation.density import density
 from flowbench.evaluation.extractor import Extractor
 from flowbench.evaluation.likelihood import Dequantise
 from flowbench.evaluation.patches import patch_quality
-from flowbench.evaluation.sampling import Sampling, draw, draw_classes, to_pixels, trajectory
+from flowbench.evaluation.sampling import (
+    Sampling,
+    draw,
+    draw_classes,
+    roundtrip,
+    to_pixels,
+    trajectory,
+)
 from flowbench.flow import Flow
+from flowbench.seeding import generator
 from flowbench.terminal import say
 
 TEST_NOISE = 6329
+ROUND_TRIPS = 100
+MOST_BROKEN = 0.01
+"""Share of samples that may be left out of FID and its like for not being finite."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,9 @@ def evaluate(
         found.images.update(pictures(flow, experiment, splits.classes))
     if settings.samples:
         with _optional(found):
-            pixels, asked = generate(flow, experiment, splits, settings.samples)
+            pixels, asked, broken = generate(flow, experiment, splits, settings.samples)
+            found.metrics["samples/nonfinite"] = broken
+            _check_broken(broken)
             with _optional(found):
                 _patches(found, pixels, splits, flow.patch)
             for extractor in _extractors(settings, splits, experiment.data.name, cache):
@@ -91,7 +104,9 @@ def check(flow: Flow, experiment: Experiment, splits: Splits, cache: Path) -> di
     found = Evaluation()
     with _optional(found):
         extractor = classifier.extractor(splits, experiment.data.name, cache)
-        pixels, _ = generate(flow, experiment, splits, experiment.evaluate.fidelity_samples)
+        amount = experiment.evaluate.fidelity_samples
+        pixels, _, broken = generate(flow, experiment, splits, amount)
+        _check_broken(broken)
         sides = extractor.features(pixels), extractor.features(splits.val.pixels)
         named = "generated images (evaluate.fidelity_samples)", "validation images"
         fid = fidelity.fidelity(*sides, extractor.suffix, named)["fid"]
@@ -101,18 +116,33 @@ def check(flow: Flow, experiment: Experiment, splits: Splits, cache: Path) -> di
 
 def generate(
     flow: Flow, experiment: Experiment, splits: Splits, count: int
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, float]:
     """Draw images of the classes of the test images, repeated as often as needed.
 
     Samples of a flow trained with Gaussian noise are denoised, because its images are noisy.
 
+    Returns:
+        The images that are finite, the class that each was asked for (−1: none), and the share of
+        all that are not finite.
+
     Shape:
-        -> uint8 ``[count, C, H, W]``, the classes int64 ``[count]`` (-1: none)
+        -> uint8 ``[≤count, C, H, W]``, int64 ``[≤count]``
     """
     labels = splits.test.labels if flow.classes else None
     y = torch.full((count,), -1) if labels is None else labels[torch.arange(count) % len(labels)]
-    images = draw(flow, y, Sampling(experiment.seed, denoise_std=noise_std(experiment)))
-    return torch.from_numpy(to_pixels(images)).permute(0, 3, 1, 2).contiguous(), y
+    sampling = Sampling(experiment.seed, denoise_std=noise_std(experiment))
+    images = draw(flow, y, sampling, broken="keep")
+    finite = images.isfinite().flatten(1).all(1)
+    pixels = torch.from_numpy(to_pixels(images[finite])).permute(0, 3, 1, 2).contiguous()
+    return pixels, y[finite], 1 - finite.double().mean().item()
+
+
+def _check_broken(share: float) -> None:
+    if share > MOST_BROKEN:
+        raise Diverged(
+            f"{share:.1%} of the samples are not finite; they are scored where at most "
+            f"{MOST_BROKEN:.0%} are"
+        )
 
 
 def pictures(flow: Flow, experiment: Experiment, classes: int) -> dict[str, np.ndarray[Any, Any]]:
@@ -147,6 +177,12 @@ def _density(
     measured = density(flow, splits.test, dequantise, data.noise, draws, TEST_NOISE, data.batch)
     found.metrics.update(measured.metrics)
     found.tables.update(patches=measured.patches, positions=measured.positions)
+    of_val = density(flow, splits.val, dequantise, data.noise, 1, TEST_NOISE, data.batch)
+    found.metrics["val/failed"] = of_val.metrics["test/failed"]
+    images = splits.test.pixels[:ROUND_TRIPS]
+    y = torch.full((len(images),), -1) if splits.test.labels is None else splits.test.labels
+    noisy = dequantise(images, generator(TEST_NOISE))
+    found.metrics["roundtrip/max"] = roundtrip(flow, noisy, y[:ROUND_TRIPS])
 
 
 def _patches(found: Evaluation, pixels: Tensor, splits: Splits, patch: int) -> None:

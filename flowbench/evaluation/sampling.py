@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -82,7 +82,13 @@ def noise(flow: Flow, count: int, sampling: Sampling, first: int = 0) -> Tensor:
     return sampling.temperature * z
 
 
-def draw(flow: Flow, y: Tensor, sampling: Sampling, batch: int | None = None) -> Tensor:
+def draw(
+    flow: Flow,
+    y: Tensor,
+    sampling: Sampling,
+    batch: int | None = None,
+    broken: Literal["raise", "keep"] = "raise",
+) -> Tensor:
     """Draw an image for every label; a bar on a terminal shows how far it is.
 
     Args:
@@ -90,15 +96,17 @@ def draw(flow: Flow, y: Tensor, sampling: Sampling, batch: int | None = None) ->
         y: Labels; −1 is none.
         sampling: How.
         batch: Images at a time; None takes as many as pay off and fit into the memory.
+        broken: What to do with images that are not finite; none is drawn in their place. keep:
+            return them as NaN, to be counted.
 
     Shape:
         y ``[N]`` -> float32 ``[N, C, H, W]`` on the CPU, in [−1, 1] up to the flow's errors
 
     Raises:
-        Diverged: Some images are not finite; none is drawn in their place.
+        Diverged: Some images are not finite, and ``broken`` is raise.
         UsageError: The flow cannot be guided in this way.
     """
-    return torch.cat([stages[-1] for stages in _batches(flow, y, sampling, batch)])
+    return torch.cat([stages[-1] for stages in _batches(flow, y, sampling, batch, broken)])
 
 
 def trajectory(flow: Flow, y: Tensor, sampling: Sampling, batch: int | None = None) -> Tensor:
@@ -110,6 +118,24 @@ def trajectory(flow: Flow, y: Tensor, sampling: Sampling, batch: int | None = No
         y ``[N]`` -> float32 ``[blocks + 1, N, C, H, W]`` on the CPU
     """
     return torch.cat(list(_batches(flow, y, sampling, batch)), 1)
+
+
+@torch.no_grad()
+def roundtrip(flow: Flow, images: Tensor, y: Tensor) -> float:
+    """Map images to noise and back and return the largest error; inf where one is not finite.
+
+    Args:
+        flow: A flow, on any device.
+        images: Noisy images, in [−1, 1].
+        y: Labels; −1 is none.
+
+    Shape:
+        images ``[N, C, H, W]``, y ``[N]`` -> in units of the images
+    """
+    weight = flow.blocks[0].network.pos_embed
+    x, y = images.to(weight), y.to(weight.device)
+    back = flow.inverse(flow(x, y)[0], y)
+    return float((back - x).abs().nan_to_num(nan=math.inf, posinf=math.inf).max())
 
 
 def draw_classes(flow: Flow, classes: int, rows: int, sampling: Sampling) -> Array:
@@ -148,7 +174,13 @@ def grid(images: Array, margin: int = 2) -> Array:
     return np.pad(whole, ((0, margin), (0, margin), (0, 0)), constant_values=255)
 
 
-def _batches(flow: Flow, y: Tensor, sampling: Sampling, batch: int | None) -> Iterator[Tensor]:
+def _batches(
+    flow: Flow,
+    y: Tensor,
+    sampling: Sampling,
+    batch: int | None,
+    broken: Literal["raise", "keep"] = "raise",
+) -> Iterator[Tensor]:
     """Draw images batch by batch with their stages, ``[blocks + 1, ≤batch, C, H, W]``."""
     guidance, weight = sampling.guidance, flow.blocks[0].network.pos_embed
     if guidance and guidance.scale and guidance.temperature == 1 and not flow.classes:
@@ -161,7 +193,7 @@ def _batches(flow: Flow, y: Tensor, sampling: Sampling, batch: int | None) -> It
         z = noise(flow, len(part), sampling, first)
         first += len(part)
         with torch.autocast(weight.device.type, torch.bfloat16, enabled=sampling.bf16):
-            stages = _stages(flow, z.to(weight), part.to(weight.device), sampling)
+            stages = _stages(flow, z.to(weight), part.to(weight.device), sampling, broken)
         yield stages.float().cpu()
 
 
@@ -178,7 +210,9 @@ def fitting(flow: Flow) -> int:
     return max(1, min(GPU_BATCH, free // 4 // image))
 
 
-def _stages(flow: Flow, z: Tensor, y: Tensor, sampling: Sampling) -> Tensor:
+def _stages(
+    flow: Flow, z: Tensor, y: Tensor, sampling: Sampling, broken: Literal["raise", "keep"]
+) -> Tensor:
     """Turn noise into images and make sure that they are; ``[blocks + 1, B, C, H, W]``."""
     blocks = len(flow.blocks)
     stages = [stage.x for stage in flow.decode(z, y, sampling.guidance, sampling.decoding)]
@@ -187,10 +221,12 @@ def _stages(flow: Flow, z: Tensor, y: Tensor, sampling: Sampling) -> Tensor:
     if sampling.denoise_std:
         stages.append(_denoise(flow, stages[-1], y, sampling.denoise_std))
         places.append("denoising")
-    broken = ~torch.stack([stage.isfinite().flatten(1).all(1) for stage in stages])
-    if broken.any():
-        place = places[int(broken.any(1).nonzero()[0])]
-        count = int(broken.any(0).sum())
+    lost = ~torch.stack([stage.isfinite().flatten(1).all(1) for stage in stages])
+    if broken == "keep":
+        stages[-1] = stages[-1].masked_fill(lost.any(0)[:, None, None, None], math.nan)
+    elif lost.any():
+        place = places[int(lost.any(1).nonzero()[0])]
+        count = int(lost.any(0).sum())
         raise Diverged(f"{count} of {len(z)} samples are not finite, first in {place}")
     return torch.stack([*stages[:blocks], stages[-1]])
 
