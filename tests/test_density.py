@@ -132,8 +132,8 @@ def test_only_what_has_a_meaning_is_measured(noise: str, draws: int, expected: s
 
 
 def test_images_worse_than_under_the_identity_are_counted() -> None:
-    images = some(40)
-    assert measure(planted([(0.0, 0.0)], (1, 4, 6), 2), images).metrics["test/failed"] == 0
+    images, identity = some(40), planted([(0.0, 0.0)], (1, 4, 6), 2)
+    assert measure(identity, images).metrics["test/failed"] == 0
     # Stretching by e gains the same for every image and costs those with large x more.
     flow = planted([(-1.0, 0.0)], (1, 4, 6), 2)
     rows = torch.tensor(plain_log_prob(flow, images, "uniform", 2))

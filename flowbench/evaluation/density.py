@@ -15,7 +15,7 @@ from flowbench.evaluation.likelihood import (
     nats_per_dim,
 )
 from flowbench.evaluation.patches import patch_table
-from flowbench.flow import Flow
+from flowbench.flow import Flow, patchify
 from flowbench.seeding import generator
 
 
@@ -84,7 +84,7 @@ def density(
             priors, slopes, own = (part.cpu().double() for part in _parts(flow, x.to(weight), y))
             prior[draw, index] = priors.sum(1)
             log_det[draw, index] = slopes.sum(1)
-            of_identity[draw, index] = 0.5 * x.double().square().flatten(1).sum(1)
+            of_identity[draw, index] = _half_squares(patchify(x, flow.patch)).double().sum(1)
             of_patches += (priors - slopes).sum(0)
             of_positions += own
 
@@ -129,4 +129,8 @@ def _parts(flow: Flow, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Ten
         own.append(slopes.sum(0))
         placed = placed + block.order(slopes, 1)
         z = block.order(step.z, 1)
-    return 0.5 * z.square().sum(-1), placed, torch.stack(own)
+    return _half_squares(z), placed, torch.stack(own)
+
+
+def _half_squares(z: Tensor) -> Tensor:
+    return 0.5 * z.square().sum(-1)
