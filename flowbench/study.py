@@ -96,9 +96,9 @@ class StudyFile:
 
     Attributes:
         path: The file.
-        name: The file's stem, followed by the scale unless that is quick; the name of the runs,
-            the results directory and the report.
-        scale: quick (minutes on a laptop) or full (the original protocol).
+        name: The file's stem and the scale, ``bins/quick``: the name of the runs, of the directory
+            in ``results`` and of the report.
+        scale: quick (minutes on a laptop), medium (hours) or full (the original protocol).
         question: What the study asks.
         expected: What was expected before any run.
         cost: Its cost at this scale, in words.
@@ -200,7 +200,7 @@ def _study(path: Path, scale: str, content: Mapping[str, Any]) -> StudyFile:
             raise UsageError(f"{key} cannot stand in base, space or a scale: {NOT_FREE[key]}")
     study = StudyFile(
         path=path,
-        name=path.stem if scale == QUICK else f"{path.stem}-{scale}",
+        name=f"{path.stem}/{scale}",
         scale=scale,
         question=read.question.strip(),
         expected=read.expected.strip(),

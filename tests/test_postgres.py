@@ -177,5 +177,5 @@ def test_three_workers_finish_a_search_although_one_is_killed(trials: str, tmp_p
     assert len(set(drawn)) == 6  # no worker repeats another's
     workers = {run.data.tags["flowbench.pid"] for run in studies.recorded(store, made)}
     assert len(workers) >= 2
-    assert (results / "artifacts" / "which").is_dir()
+    assert (results / "artifacts" / "which" / "quick").is_dir()
     assert not (results / "mlflow.db").exists()

@@ -139,7 +139,7 @@ def test_the_timing_study_times_what_the_others_train(scale: str) -> None:
 
 def test_points_take_turns_and_the_scale_overrides(tmp_path: Path) -> None:
     study = read(write(tmp_path))
-    assert study.name == "which"
+    assert study.name == "which/quick"
     assert study.cost == "a minute"
     assert (study.sampler, study.pruner, study.mode) == ("grid", "none", "train")
     assert (study.objectives, study.failures) == ({"val/loss": "minimize"}, 0.5)
@@ -149,12 +149,12 @@ def test_points_take_turns_and_the_scale_overrides(tmp_path: Path) -> None:
     for point in study.points:
         assert (point.experiment.model.blocks, point.experiment.model.width) == (2, 16)
         assert point.experiment.trainer == {"max_epochs": 3}
-        assert point.experiment.name == "which"
+        assert point.experiment.name == "which/quick"
         assert point.experiment == study.experiment(point.values, point.seed)
         assert point.seed == point.experiment.seed
 
     full = read(tmp_path / "which.yaml", "full")
-    assert full.name == "which-full"
+    assert full.name == "which/full"
     assert [point.seed for point in full.points] == [5, 5]
     assert full.points[0].experiment.model.width == 32
 

@@ -91,7 +91,7 @@ def test_every_point_is_run_in_the_grids_order(copy: Store, tmp_path: Path) -> N
     for number, run in enumerate(runs):
         tags = run.data.tags
         assert tags["mlflow.parentRunId"] == made.trials.user_attrs[PARENT_RUN]
-        assert (tags["flowbench.role"], tags["flowbench.study"]) == ("trial", "which")
+        assert (tags["flowbench.role"], tags["flowbench.study"]) == ("trial", "which/quick")
         assert (tags["optuna.trial"], tags["flowbench.workers"]) == (str(number), "1")
         assert made.trials.trials[number].values == [run.data.metrics["val/loss"]]
 
@@ -249,7 +249,7 @@ def test_what_is_left_open_at_the_end_is_closed(copy: Store, tmp_path: Path) -> 
     copy.tag(first.info.run_id, {"optuna.state": "RUNNING"})
     tags = {PARENT: made.trials.user_attrs[PARENT_RUN], "optuna.trial": "99"}
     tags |= {"flowbench.role": "trial", "flowbench.digest": "x", "optuna.state": "RUNNING"}
-    left = copy.start("which", "left", tags)
+    left = copy.start("which/quick", "left", tags)
     sweep(which, copy)
     assert copy.get(first.info.run_id).data.tags["optuna.state"] == "COMPLETE"
     assert second.data.tags["optuna.state"] == "COMPLETE"
@@ -315,7 +315,8 @@ def test_too_many_failures_stop_a_study(store: Store, tmp_path: Path) -> None:
     with during(diverging):
         made = studies.run(which, store)
     assert studies.states(made) == ["FAIL", *["WAITING"] * 3]
-    told = r"1 of 4 trials of study which failed, more than failures = 0.2 allows; the last: diverg"
+    told = "1 of 4 trials of study which/quick failed, more than failures = 0.2 allows"
+    told += "; the last: diverg"
     with pytest.raises(UsageError, match=told):
         parent._conclude(made)
 

@@ -34,7 +34,7 @@ def test_a_study_is_found_again(store: Store, tmp_path: Path) -> None:
     name, parent = opened(which, store)
     assert opened(which, store) == (name, parent)
     run = store.get(parent)
-    assert (name, run.info.run_name) == ("which", "which")
+    assert (name, run.info.run_name) == ("which/quick", "which/quick")
     assert run.data.tags["flowbench.question"] == "Which?"
     assert [found.path for found in store.client.list_artifacts(parent)] == ["which.yaml"]
 
@@ -64,7 +64,7 @@ def test_a_changed_file_is_refused_with_what_has_changed(store: Store, tmp_path:
     scales = {"quick": {"optim": {"lr": 0.5}, "trainer": {"precision": 16}}}
     changed = studies.study(tmp_path, scales=scales, seeds=[0, 1, 2])
     changes = (
-        r"which.yaml has changed since study which began \(.*optim.lr: was 0.002, is 0.5;.*"
+        r"which.yaml has changed since study which/quick began \(.*optim.lr: was 0.002, is 0.5;.*"
         r"seeds: was \[0, 1\], is \[0, 1, 2\];.*trainer.precision: was absent, is 16.*\): "
         "change it back, or start a new version with --new-version"
     )
@@ -72,7 +72,7 @@ def test_a_changed_file_is_refused_with_what_has_changed(store: Store, tmp_path:
         opened(changed, store)
     assert "width" not in str(error.value)
     with pytest.raises(UsageError, match="has changed"):
-        load_study(changed, Storage(journal(changed, store.results)), "which")
+        load_study(changed, Storage(journal(changed, store.results)), "which/quick")
     assert len(store.search("")) == 1
 
 
@@ -89,13 +89,15 @@ def test_a_new_version_is_a_study_of_its_own(store: Store, tmp_path: Path) -> No
     first = opened(studies.study(tmp_path), store)
     changed = studies.study(tmp_path, seeds=[7])
     second = opened(changed, store, new_version=True)
-    assert (first[0], second[0]) == ("which", "which@2")
+    assert (first[0], second[0]) == ("which/quick", "which/quick@2")
     assert first[1] != second[1]
     assert opened(changed, store) == second
-    assert study_parent(store, "which").info.run_id == second[1]
-    with pytest.raises(UsageError, match="has changed since study which@2 began"):
+    assert study_parent(store, "which/quick").info.run_id == second[1]
+    with pytest.raises(UsageError, match="has changed since study which/quick@2 began"):
         opened(studies.study(tmp_path), store)
-    assert opened(changed, store, new_version=True)[0] == "which@3"  # the very same, once more
+    assert (
+        opened(changed, store, new_version=True)[0] == "which/quick@3"
+    )  # the very same, once more
 
 
 def test_the_number_of_trials_is_no_change(store: Store, tmp_path: Path) -> None:

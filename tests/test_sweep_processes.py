@@ -137,7 +137,7 @@ def test_workers_share_a_study_and_survive_the_death_of_one(
     assert again.user_attrs["try"] == 2
     runs = studies.recorded(Store(results), made)
     assert {run.data.tags["flowbench.workers"] for run in runs} == {"2"}
-    assert (results / "which" / "report.html").exists()
+    assert (results / "which" / "quick" / "report.html").exists()
 
 
 def test_workers_stop_with_their_parent_and_the_study_goes_on(

@@ -187,7 +187,7 @@ def test_a_sweep_leaves_both_also_where_it_is_interrupted(
     monkeypatch.setattr(parent, "_run", interrupted)
     with pytest.raises(Interrupted):
         sweep(which, store)
-    run = tables.study_parent(store, "which")
+    run = tables.study_parent(store, "which/quick")
     assert run.info.status == "KILLED"
     found = tables.search(store, run)
     assert found["trials"]["state"].tolist() == ["COMPLETE"] * 2

@@ -115,11 +115,11 @@ def test_workers_and_load_are_columns_of_runs(store: Store) -> None:
 
 def test_the_newest_study_of_a_file_and_scale_is_found_whatever_its_version(store: Store) -> None:
     ids = {}
-    for name in ("timing", "timing@2", "timing-full", "other"):
+    for name in ("timing/quick", "timing/quick@2", "timing/full", "other/quick"):
         tags = {"flowbench.role": "study", "flowbench.study": name}
         ids[name] = store.start(name, name, tags)
     found = {scale: tables.newest(store, "timing", scale) for scale in ("quick", "full", "tiny")}
     assert {scale: run.info.run_id for scale, run in found.items() if run} == {
-        "quick": ids["timing@2"],
-        "full": ids["timing-full"],
+        "quick": ids["timing/quick@2"],
+        "full": ids["timing/full"],
     }

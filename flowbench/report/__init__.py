@@ -22,7 +22,7 @@ def build(
     """Write the report of a study: its tables, samples, figures, ``report.md`` and ``report.html``.
 
     Earlier files in ``out`` are replaced only once all the new ones are complete. The figure of the
-    spline, which all reports share, is written into the directory above ``out``.
+    spline, which all reports share, is written into the directory of all studies, above ``out``.
 
     Args:
         study: The study's texts.
@@ -42,7 +42,7 @@ def build(
     from flowbench.report.analysis import analyses
     from flowbench.report.figures import FIGURES, style
     from flowbench.report.figures.spline import spline
-    from flowbench.report.page import SPLINE, page
+    from flowbench.report.page import page, shared
 
     recorded = files.complete(recorded)
     if not (recorded.runs["status"] == "finished").any():
@@ -56,13 +56,13 @@ def build(
         recorded = files.load(staging)  # so that what is drawn is what can be drawn again
         found = analyses(study, recorded, run)
         _ = found[0].one  # a wrong run is an error before anything is drawn
-        if not (out.parent / SPLINE).exists():
-            style.save(spline(), out.parent / SPLINE)
+        common = shared(study)
+        if not (out / common).exists():
+            style.save(spline(), out / common)
         blocks = list(page(found, staging, format))
         (staging / "report.md").write_text(document.markdown(title, blocks), encoding="utf-8")
-        shared = f"../{SPLINE}"
         whole = document.html(
-            title, blocks, lambda file: out.parent / SPLINE if file == shared else staging / file
+            title, blocks, lambda file: (out if file == common else staging) / file
         )
         (staging / "report.html").write_text(whole, encoding="utf-8")
         names = sorted(path.name for path in staging.iterdir())

@@ -22,7 +22,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Make the figures, tables and page of a study; without a study, the page over "
         "all reported studies; with several, a page with these side by side.",
     )
-    parser.add_argument("studies", nargs="*", metavar="STUDY", help="a recorded study's name")
+    parser.add_argument(
+        "studies", nargs="*", metavar="STUDY", help="a recorded study and its scale: bins/quick"
+    )
     parser.add_argument("--run", help="run whose own curves are drawn (default: the best)")
     parser.add_argument("--format", choices=("png", "pdf"), default="png", help="pdf: those too")
     parser.add_argument("--results", type=Path, default=Path("results"), help="where runs are")
@@ -34,17 +36,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UsageError("--run names a run of one study: give that study and no other")
     from flowbench.report import build, overview
 
-    if len(parsed.studies) > 1:
-        written = overview.write_together(parsed.results, parsed.studies)
-    elif not parsed.studies:
+    names = [_named(study, parsed.results) for study in parsed.studies]
+    if len(names) > 1:
+        written = overview.write_together(parsed.results, names)
+    elif not names:
         written = overview.write(parsed.results)
     else:
-        (name,) = parsed.studies
+        (name,) = names
         out = parsed.results / name
         study, recorded = _read(name, parsed.results, out if parsed.from_csv else None)
         written = build(study, recorded, out, parsed.format, parsed.run)
     for path in written:
         print(path)
+
+
+def _named(study: str, results: Path) -> str:
+    """Let ``bins`` stand for ``bins/quick``, where that has a report."""
+    from flowbench.report.files import STUDY
+
+    quick = f"{study}/quick"
+    return quick if (results / quick / STUDY).exists() else study
 
 
 def _read(name: str, results: Path, directory: Path | None) -> tuple["Study", "Recorded"]:

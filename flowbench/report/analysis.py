@@ -14,7 +14,7 @@ from flowbench.report.files import TIMING, Recorded, Study
 from flowbench.report.runs import AXES, Configuration, Extractor, Series, with_baseline
 from flowbench.report.stats import Interval, difference, patch_ratio, time_ratio, undominated
 from flowbench.report.text import AFFINE, configuration, label, ordered, plain
-from flowbench.schema import BLOCKS, LAYERS, SECONDS, SEED, TIMES, TRANSFORM
+from flowbench.schema import BLOCKS, LAYERS, NOISE, SECONDS, SEED, TIMES, TRANSFORM
 
 SHARED = "the trials shared the machine; make sweep-timing, or one worker alone, measures it"
 """Why recorded seconds are not used."""
@@ -58,9 +58,24 @@ class Analysis:
     # Runs
 
     @cached_property
+    def tuned(self) -> dict[str, dict[str, object]]:
+        """The optimiser's settings that each transform has its own value of, by transform."""
+        return runs.tuned(runs.finished(self.recorded.runs))
+
+    @cached_property
+    def compared(self) -> pd.DataFrame:
+        """The finished runs with all settings but the tuned ones, across which they compare."""
+        return runs.finished(self.recorded.runs).drop(columns=list(self.tuned))
+
+    @cached_property
     def runs(self) -> pd.DataFrame:
         """The finished runs, with the times of those alone that had the machine to themselves."""
-        return runs.timed(runs.finished(self.recorded.runs))
+        return runs.timed(self.compared)
+
+    @cached_property
+    def denoised(self) -> bool:
+        """Whether the flows were trained with Gaussian noise, so that samples are denoised."""
+        return bool((self.runs[NOISE] == "gaussian").all())
 
     @cached_property
     def transforms(self) -> list[str]:
@@ -85,7 +100,7 @@ class Analysis:
     @cached_property
     def shared(self) -> bool:
         """Whether seconds were recorded, but none by a run that had the machine to itself."""
-        recorded = runs.finished(self.recorded.runs)[SECONDS].notna().any()
+        recorded = self.compared[SECONDS].notna().any()
         return bool(recorded and self.runs[SECONDS].isna().all())
 
     @cached_property
@@ -146,7 +161,7 @@ class Analysis:
     @cached_property
     def own_rounds(self) -> pd.DataFrame:
         """The timed epochs of these runs themselves."""
-        return runs.rounds(self.recorded.runs, self.recorded.history)
+        return runs.rounds(self.compared, self.recorded.history)
 
     @cached_property
     def rounds(self) -> pd.DataFrame:
@@ -281,10 +296,10 @@ class Analysis:
         ``settings`` has the values that vary, as pairs of name and text. Runs on different machines
         are kept apart.
         """
-        finished = runs.finished(self.recorded.runs)
         metric = self.aim.metric
-        known = finished.dropna(subset=[metric, SECONDS]) if metric in finished else finished[:0]
-        keys = [TRANSFORM, *runs.varied(finished, machine=True)]
+        known = self.compared
+        known = known.dropna(subset=[metric, SECONDS]) if metric in known else known[:0]
+        keys = [TRANSFORM, *runs.varied(self.compared, machine=True)]
         rows = known[keys].map(plain).to_dict("records")
         return known.assign(settings=[tuple(row.items()) for row in rows])
 

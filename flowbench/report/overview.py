@@ -43,13 +43,13 @@ def write(results: Path) -> list[Path]:
 
 
 def write_together(results: Path, names: Sequence[str]) -> list[Path]:
-    """Write a page with several studies side by side, into ``results/A+B/``.
+    """Write a page with several studies side by side: ``results/A-quick+B-quick/``.
 
     Raises:
         UsageError: One of them has no report.
     """
     found = [one for name in names for one in _read(results / name)]
-    out = results / "+".join(names)
+    out = results / "+".join(names).replace("/", "-")
     with files.published(out) as staging:
         title = f"flowbench: {' and '.join(names)}"
         blocks = list(_together(found))
@@ -61,8 +61,9 @@ def write_together(results: Path, names: Sequence[str]) -> list[Path]:
 
 
 def studies(results: Path) -> list[str]:
-    """List the studies that have a report, by name."""
-    return sorted(path.parent.name for path in results.glob(f"*/{files.STUDY}"))
+    """List the studies that have a report, by name: ``bins/quick``."""
+    found = [*results.glob(f"*/{files.STUDY}"), *results.glob(f"*/*/{files.STUDY}")]
+    return sorted(path.parent.relative_to(results).as_posix() for path in found)
 
 
 def _read(directory: Path) -> list[Analysis]:

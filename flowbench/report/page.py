@@ -17,6 +17,7 @@ from flowbench.report.document import Block, Code, Folded, Heading, Paragraph, P
 from flowbench.report.figures import FIGURES, style
 from flowbench.report.figures.spline import CAPTION
 from flowbench.report.figures.style import Plot
+from flowbench.report.files import Study
 from flowbench.report.runs import finished
 from flowbench.report.stats import over_seeds
 from flowbench.report.text import (
@@ -34,6 +35,11 @@ from flowbench.schema import BLOCKS, LAYERS, SEED, TRANSFORM
 Format = Literal["png", "pdf"]
 SPLINE = "spline.png"
 """The figure of the spline, which all reports of a results directory share."""
+
+
+def shared(study: Study) -> str:
+    """Return the path of that figure as the page of a study finds it."""
+    return "../" * (1 + study.name.count("/")) + SPLINE
 
 
 def page(found: Sequence[Analysis], directory: Path, format: Format = "png") -> Iterator[Block]:
@@ -66,7 +72,7 @@ def page(found: Sequence[Analysis], directory: Path, format: Format = "png") -> 
     yield from _numbered(
         [
             *shown["original"],
-            Picture(f"../{SPLINE}", "A rational-quadratic spline and its slope", CAPTION),
+            Picture(shared(first.study), "A rational-quadratic spline and its slope", CAPTION),
         ],
         numbers,
     )
@@ -99,12 +105,12 @@ def drawn(
     """
     pictures: dict[str, Picture] = {}
     missing: dict[str, str] = {}
-    for place, one in enumerate(found):
-        for plot in FIGURES:
-            if lacking := plot.missing(one):
-                if not place:
-                    missing[plot.name] = lacking
-                continue
+    denoised = [one for one in found if one.denoised]
+    for plot in FIGURES:
+        shown = [one for one in (plot.samples and denoised) or found if not plot.missing(one)]
+        if not shown:
+            missing[plot.name] = plot.missing(found[0])
+        for place, one in enumerate(shown):
             name = plot.name if not place else f"{plot.name}-{place + 1}"
             caption = " ".join(plot.caption(one).split())
             if one.protocol:
@@ -118,7 +124,7 @@ def drawn(
 
 
 def _shown(pictures: dict[str, Picture], part: str, lead: Plot | None) -> list[Picture]:
-    """Select a section's pictures, the first protocol's before the others'."""
+    """Select a section's pictures; those of the protocols stand side by side."""
     sections = {plot.name: plot.section for plot in FIGURES}
     return [
         picture

@@ -56,6 +56,25 @@ def varied(table: pd.DataFrame, machine: bool = False) -> list[str]:
     return [name for name in names if table[name].nunique(dropna=False) > 1]
 
 
+def tuned(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Find the optimiser's settings that each transform has a value of its own of.
+
+    A transform's own learning rate belongs to it, like its name: runs are compared across it.
+
+    Args:
+        table: Finished runs under one protocol.
+
+    Returns:
+        By setting, its value by transform; empty for a setting that varies within a transform.
+    """
+    found = {}
+    for name in varied(table):
+        own = table.groupby(TRANSFORM)[name]
+        if name.startswith("optim.") and (own.nunique(dropna=False) == 1).all():
+            found[name] = own.first().to_dict()
+    return found
+
+
 @dataclass(frozen=True)
 class Configuration:
     """Runs that differ in nothing but their seed and their machine.

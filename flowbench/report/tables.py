@@ -360,7 +360,15 @@ def variations(analysis: Analysis) -> list[str]:
     hashes = [name for name in table.columns if schema.is_hash(name)]
     facts = ["commit", "flowbench", "lightning", "test/draws", "fidelity/samples", *hashes]
     names += [name for name in facts if table[name].dropna().nunique() > 1]
-    return [f"{schema.find(name).label}: {values_of(table[name])}" for name in names]
+    found = [
+        f"{schema.find(name).label}: {values_of(table[name])}"
+        for name in names
+        if name not in analysis.tuned
+    ]
+    for name, values in analysis.tuned.items():
+        listed = ", ".join(f"{label(one)} {plain(values[one])}" for one in ordered(values))
+        found.append(f"{schema.find(name).label}, of each transform its own: {listed}")
+    return found
 
 
 def skipped(analysis: Analysis) -> str:

@@ -13,15 +13,15 @@ AFFINE = "affine"
 """The baseline of every comparison."""
 MISSING = "–"
 
-_SPLINE = re.compile(r"rqs-(\d+)(?:-(.+))?")  # rqs-K, or rqs-K-B where B is not the default
+_SPLINE = re.compile(r"(s?)rqs-(\d+)(?:-(.+))?")  # rqs-K, or rqs-K-B where B is not the default
 
 
 def label(transform: str) -> str:
     """Name a transform as figures and tables print it.
 
     Example:
-        >>> label("affine+rqs-8"), label("rqs-8-6"), label("affine|gaussian")
-        ('affine + RQS K=8', 'RQS K=8 B=6', 'affine, gaussian')
+        >>> label("affine+rqs-8"), label("rqs-8-6"), label("srqs-8"), label("affine|gaussian")
+        ('affine + RQS K=8', 'RQS K=8 B=6', 'stable RQS K=8', 'affine, gaussian')
     """
     name, *protocol = transform.split("|")
     return ", ".join([" + ".join(_label(part) for part in name.split("+")), *protocol])
@@ -29,7 +29,10 @@ def label(transform: str) -> str:
 
 def _label(part: str) -> str:
     match = _SPLINE.fullmatch(part)
-    return f"RQS K={match[1]}{f' B={match[2]}' if match[2] else ''}" if match else part
+    if not match:
+        return part
+    stable, bins, bound = match.groups()
+    return f"{'stable ' if stable else ''}RQS K={bins}{f' B={bound}' if bound else ''}"
 
 
 def is_spline(transform: str) -> bool:
@@ -49,7 +52,7 @@ def bins(transform: str) -> float:
         >>> bins("affine+rqs-8"), bins("affine")
         (8.0, nan)
     """
-    found = [int(match[1]) for match in map(_SPLINE.fullmatch, transform.split("+")) if match]
+    found = [int(match[2]) for match in map(_SPLINE.fullmatch, transform.split("+")) if match]
     return float(found[0]) if len(found) == 1 else math.nan
 
 

@@ -49,7 +49,7 @@ def newest(store: Store, study: str, scale: str) -> Run | None:
         study: Stem of the study's file, ``timing``.
         scale: Its scale.
     """
-    name = study if scale == "quick" else f"{study}-{scale}"
+    name = f"{study}/{scale}"
     for run in store.search("tags.`flowbench.role` = 'study'"):
         if run.data.tags["flowbench.study"].partition("@")[0] == name:
             return run

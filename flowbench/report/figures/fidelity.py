@@ -107,4 +107,5 @@ FIDELITY = Plot(
     fidelity,
     _caption,
     lambda analysis: "" if analysis.best_extractors else "scores of generated images",
+    samples=True,
 )

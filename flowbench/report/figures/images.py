@@ -71,9 +71,13 @@ def has_classes(analysis: Analysis) -> bool:
 
 @style.context()
 def digits(analysis: Analysis) -> Figure:
-    """Draw images of the classes (columns), in a named sheet for each transform."""
-    plain = of_kind(analysis.recorded.samples, PLAIN)
-    sheets = [Sheet(images[:SHOWN], _name(name)) for name, images in plain.items()]
+    """Draw images of the classes (columns), in a named sheet for each transform.
+
+    Those of flows trained with Gaussian noise are denoised.
+    """
+    samples = analysis.recorded.samples
+    images = {**of_kind(samples, PLAIN), **of_kind(samples, DENOISED)}
+    sheets = [Sheet(images[name][:SHOWN], _name(name)) for name in ordered(images)]
     deep = len(sheets) if len(sheets) <= 4 else -(-len(sheets) // 2)  # four fill a page's height
     columns = [sheets[:deep], sheets[deep:]] if deep < len(sheets) else [sheets]
     return _pages(columns, [_class(analysis)] * len(columns), has_classes(analysis))
@@ -196,10 +200,11 @@ DIGITS = Plot(
     "original",
     digits,
     lambda analysis: (
-        f"Generated images{_by(analysis)}, the first drawn, unselected; of each transform the run "
-        f"with the lowest validation loss."
+        f"Generated images{_by(analysis)}{', denoised' * analysis.denoised}, the first drawn, "
+        f"unselected; of each transform the run with the lowest validation loss."
     ),
     lambda analysis: "" if of_kind(analysis.recorded.samples, PLAIN) else "samples",
+    samples=True,
 )
 SAMPLING = Plot(
     "sampling",
@@ -226,4 +231,5 @@ TRAJECTORIES = Plot(
     lambda analysis: (
         "" if of_kind(analysis.recorded.samples, TRAJECTORY) else "images between the blocks"
     ),
+    samples=True,
 )

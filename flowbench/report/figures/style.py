@@ -87,6 +87,8 @@ class Plot:
         draw: Draws it.
         caption: Says in at most 50 words what is seen.
         missing: Names the data that it lacks; empty where it can be drawn.
+        samples: Whether it shows generated images or their scores. Of a study with both noises it
+            is drawn for the flows trained with Gaussian noise, whose samples can be denoised.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Plot:
     draw: Callable[[Analysis], Figure]
     caption: Callable[[Analysis], str]
     missing: Callable[[Analysis], str]
+    samples: bool = False
 
 
 @dataclass(frozen=True)
