@@ -97,11 +97,23 @@ def test_peak_memory_counts_what_the_allocator_had_kept() -> None:
 def test_splines_are_compared_on_equal_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transform, "SCALARS", 100_000)
     monkeypatch.setattr(transform, "BINS", (4,))
-    table = pd.DataFrame(transform.rows(repeats=2)).set_index("case")
-    assert {"flowbench", "flowbench, plain", "zuko"} <= set(table.index)
-    assert table.loc["zuko", "ratio"] == 1
-    shares = table.loc["zuko", "seconds"] / table["seconds"]
-    assert table["ratio"].tolist() == pytest.approx(shares.tolist())
+    table = pd.DataFrame(transform.rows(repeats=2))
+    assert {"flowbench", "flowbench, plain", "flowbench, stable", "zuko"} <= set(table["spline"])
+    assert set(table["setting"]) == {"K=4, [N]", "K=4, [N, 16]"}
+    for _, own in table.groupby("setting"):
+        best = own[own["better"]].set_index("spline")["seconds"]
+        assert best.equals(own.groupby("spline", sort=False)["seconds"].min())
+        assert own["ratio"].tolist() == pytest.approx((best["zuko"] / own["seconds"]).tolist())
+
+
+@pytest.mark.parametrize("shape", [(7,), (5, 3), (2, 5, 3)])
+def test_an_order_in_memory_changes_no_number(shape: tuple[int, ...]) -> None:
+    params = torch.randn(*shape, 4)
+    for layout in transform.LAYOUTS:
+        assert torch.equal(transform._laid_out(params, layout), params)
+    first = transform._laid_out(params, "features innermost")
+    planes = first.movedim((-1, -2), (0, 1)) if len(shape) > 1 else first.T
+    assert planes.is_contiguous()
 
 
 def test_ways_of_decoding_are_compared_with_the_sequential_loop(

@@ -1,4 +1,8 @@
-"""The spline against other libraries' on equal inputs: forward and backward, time and memory."""
+"""The spline against other libraries' on equal inputs: forward and backward, time and memory.
+
+Every library is timed with the parameters in either order in memory, and stands in the comparison
+with the faster: features innermost, as a flow's network leaves them, or parameters innermost.
+"""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,42 +16,76 @@ from flowbench.bench.measure import peak_memory, seconds, spread
 from flowbench.terminal import say
 from flowbench.transforms import parse
 from flowbench.transforms.spline import BOUND
-from flowbench.transforms.spline import Spline as OwnSpline
+from flowbench.transforms.spline import Spline as Own
 
 SCALARS = 200_704
+FEATURES = 16
 BINS = (8, 32)
 PEERS = ("zuko", "normflows", "nflows")
+LAYOUTS = ("features innermost", "parameters innermost")
 Spline = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def rows(repeats: int) -> Iterator[dict[str, Any]]:
-    """Measure; a row for each spline: its case, bins, times, peak memory and ratios to zuko."""
+    """Measure; a row for each spline and order of the parameters.
+
+    ``better`` marks a spline's faster order; ratios are to zuko in its faster order.
+    """
     for bins in BINS:
-        x = torch.randn(SCALARS)
-        raw = torch.randn(3 * bins - 1, SCALARS)  # the layout in which a flow's network leaves it
-        cases = {name: partial(_step, f, x, raw) for name, f in _splines(bins).items()}
-        taken = seconds(cases, repeats, warmup=2)
-        memory = {name: peak_memory(work) for name, work in cases.items()}
-        for name, values in taken.items():
-            row = {"case": name, "setting": f"K={bins}", **spread(values)}
-            row |= {"scalars": SCALARS, "peak_bytes": memory[name]}
-            if "zuko" in taken:
-                row["ratio"] = spread(taken["zuko"])["seconds"] / row["seconds"]
-                row["ratio_of"] = "zuko's seconds / these"
-                row["peak_ratio"] = memory[name] / memory["zuko"]
-            yield row
+        for shape in ((SCALARS,), (SCALARS // FEATURES, FEATURES)):
+            yield from _rows(bins, shape, repeats)
 
 
-def _step(spline: Spline, x: Tensor, raw: Tensor) -> None:
-    x, planes = x.requires_grad_(), raw.requires_grad_()
-    z, log_slope = spline(x, planes.movedim(0, -1))
-    torch.autograd.grad((z, log_slope), (x, planes), (z, log_slope))
+def _rows(bins: int, shape: tuple[int, ...], repeats: int) -> Iterator[dict[str, Any]]:
+    x, params = torch.randn(shape), torch.randn(*shape, 3 * bins - 1)
+    cases = {
+        (name, layout): partial(_step, spline, x, _laid_out(params, layout))
+        for name, spline in _splines(bins).items()
+        for layout in LAYOUTS
+    }
+    taken = seconds(cases, repeats, warmup=2)
+    memory = {case: peak_memory(work) for case, work in cases.items()}
+    spreads = {case: spread(values) for case, values in taken.items()}
+    better = {
+        name: min(LAYOUTS, key=lambda layout: spreads[name, layout]["seconds"]) for name, _ in cases
+    }
+    size = f"[N, {shape[1]}]" if len(shape) > 1 else "[N]"
+    for (name, layout), values in spreads.items():
+        row = {"case": f"{name}, {layout}", "setting": f"K={bins}, {size}", **values}
+        row |= {"spline": name, "better": layout == better[name]}
+        row |= {"scalars": SCALARS, "peak_bytes": memory[name, layout]}
+        if "zuko" in better:
+            zuko = "zuko", better["zuko"]
+            row["ratio"] = spreads[zuko]["seconds"] / row["seconds"]
+            row["ratio_of"] = f"seconds of zuko, {better['zuko']} / these"
+            row["peak_ratio"] = memory[name, layout] / memory[zuko]
+        yield row
+
+
+def _laid_out(params: Tensor, layout: str) -> Tensor:
+    """Copy params ``[..., D, P]`` into an order of memory, without a change of shape."""
+    if layout == "parameters innermost":
+        return params.clone()
+    # As a network leaves them: all outputs of a parameter together, the leading dims innermost.
+    last = params.dim() - 1
+    order = (last, last - 1, *range(last - 1)) if last > 1 else (last, 0)
+    return params.permute(order).contiguous().permute(*(order.index(i) for i in range(last + 1)))
+
+
+def _step(spline: Spline, x: Tensor, params: Tensor) -> None:
+    x, params = x.requires_grad_(), params.requires_grad_()
+    z, log_slope = spline(x, params)
+    torch.autograd.grad((z, log_slope), (x, params), (z, log_slope))
 
 
 def _splines(bins: int) -> dict[str, Spline]:
-    own = parse(f"rqs-{bins}")
-    assert isinstance(own, OwnSpline)
-    found: dict[str, Spline] = {"flowbench": own.forward, "flowbench, plain": own.plain_forward}
+    own, stable = parse(f"rqs-{bins}"), parse(f"srqs-{bins}")
+    assert isinstance(own, Own)
+    found: dict[str, Spline] = {
+        "flowbench": own.forward,
+        "flowbench, plain": own.plain_forward,
+        "flowbench, stable": stable.forward,
+    }
     for name in PEERS:
         if find_spec(name):
             found[name] = partial(_PEER[name], bins)
