@@ -38,27 +38,28 @@ def rows(repeats: int) -> Iterator[dict[str, Any]]:
 
 def _rows(bins: int, shape: tuple[int, ...], repeats: int) -> Iterator[dict[str, Any]]:
     x, params = torch.randn(shape), torch.randn(*shape, 3 * bins - 1)
+    splines = _splines(bins)
+    names = {f"{name}, {layout}": name for name in splines for layout in LAYOUTS}
     cases = {
-        (name, layout): partial(_step, spline, x, _laid_out(params, layout))
-        for name, spline in _splines(bins).items()
+        f"{name}, {layout}": partial(_step, spline, x, _laid_out(params, layout))
+        for name, spline in splines.items()
         for layout in LAYOUTS
     }
     taken = seconds(cases, repeats, warmup=2)
     memory = {case: peak_memory(work) for case, work in cases.items()}
     spreads = {case: spread(values) for case, values in taken.items()}
-    better = {
-        name: min(LAYOUTS, key=lambda layout: spreads[name, layout]["seconds"]) for name, _ in cases
-    }
+    better: dict[str, str] = {}
+    for case in sorted(cases, key=lambda case: -spreads[case]["seconds"]):
+        better[names[case]] = case  # the fastest is the last
     size = f"[N, {shape[1]}]" if len(shape) > 1 else "[N]"
-    for (name, layout), values in spreads.items():
-        row = {"case": f"{name}, {layout}", "setting": f"K={bins}, {size}", **values}
-        row |= {"spline": name, "better": layout == better[name]}
-        row |= {"scalars": SCALARS, "peak_bytes": memory[name, layout]}
-        if "zuko" in better:
-            zuko = "zuko", better["zuko"]
+    for case, values in spreads.items():
+        row = {"case": case, "setting": f"K={bins}, {size}", **values}
+        row |= {"spline": names[case], "better": case == better[names[case]]}
+        row |= {"scalars": SCALARS, "peak_bytes": memory[case]}
+        if zuko := better.get("zuko"):
             row["ratio"] = spreads[zuko]["seconds"] / row["seconds"]
-            row["ratio_of"] = f"seconds of zuko, {better['zuko']} / these"
-            row["peak_ratio"] = memory[name, layout] / memory[zuko]
+            row["ratio_of"] = f"seconds of {zuko} / these"
+            row["peak_ratio"] = memory[case] / memory[zuko]
         yield row
 
 
