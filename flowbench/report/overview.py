@@ -20,6 +20,8 @@ from flowbench.schema import SECONDS, TRANSFORM
 
 CLOSE = 0.02
 """Bits per dimension within which a cheaper transform counts as equally good."""
+SCALES = ("quick", "medium", "full")
+"""From the smallest to the largest."""
 SAMPLING = Path("bench") / "sample.csv"
 """The benchmark of sampling, used where runs have not recorded their own rate."""
 
@@ -30,10 +32,12 @@ def write(results: Path) -> list[Path]:
     Raises:
         UsageError: There is no report below the directory, or a file of one cannot be read.
     """
-    found = [one for name in studies(results) for one in _read(results / name)]
+    names = studies(results)
+    found = [one for name in names for one in _read(results / name)]
     with files.published(results) as staging:
         style.save(spline(), staging / SPLINE)
-        blocks = list(_page(found, results))
+        chosen = largest(names)
+        blocks = list(_page([one for one in found if one.study.name in chosen], found, results))
         title = "flowbench: which transform to use, and at what cost"
         text = document.markdown(title, blocks)
         (staging / "README.md").write_text(text, encoding="utf-8")
@@ -66,11 +70,31 @@ def studies(results: Path) -> list[str]:
     return sorted(path.parent.relative_to(results).as_posix() for path in found)
 
 
+def largest(names: Sequence[str]) -> list[str]:
+    """Select every study at the largest scale that was run.
+
+    Example:
+        >>> largest(["bins/medium", "bins/quick", "timing/quick"])
+        ['bins/medium', 'timing/quick']
+    """
+
+    def size(name: str) -> int:
+        scale = name.partition("/")[2]
+        return SCALES.index(scale) if scale in SCALES else -1
+
+    chosen: dict[str, str] = {}
+    for name in sorted(names, key=size):
+        chosen[name.partition("/")[0]] = name
+    return sorted(chosen.values())
+
+
 def _read(directory: Path) -> list[Analysis]:
     return analyses(files.Study.load(directory), files.load(directory))
 
 
-def _page(found: Sequence[Analysis], results: Path) -> Iterator[Block]:
+def _page(
+    found: Sequence[Analysis], all_scales: Sequence[Analysis], results: Path
+) -> Iterator[Block]:
     reference = compared(found)
     judged = [(one, claims(one)) for one in found]
     yield Paragraph(_recommendation(reference, found), lead="Recommendation.")
@@ -93,11 +117,12 @@ def _page(found: Sequence[Analysis], results: Path) -> Iterator[Block]:
     yield Heading("The original's claims, by all studies")
     yield _verdicts(judged)
     yield Paragraph(
-        "All studies: supported or contradicted where every study that decides agrees, mixed where "
+        "Each study at the largest scale that was run, which its name ends with. All studies: "
+        "supported or contradicted where every study that decides agrees, mixed where "
         "they disagree, undecided where none decides. Each study's rules are in its appendix."
     )
     yield Heading("Studies")
-    yield _list(found)
+    yield _list(all_scales)
     yield Picture(SPLINE, "A rational-quadratic spline and its slope", CAPTION)
 
 
@@ -206,7 +231,8 @@ def _sampling(results: Path) -> dict[str, float]:
 
 
 def _nonfinite(runs: pd.DataFrame) -> pd.Series:
-    return runs["skipped"].fillna("").astype(str).str.contains("samples are not finite")
+    told = runs["skipped"].fillna("").astype(str).str.contains("samples are not finite")
+    return told | (runs["samples/nonfinite"] > 0)
 
 
 def _diverged(runs: pd.DataFrame) -> pd.Series:

@@ -266,6 +266,8 @@ def _appendix(analysis: Analysis, judged: list[Claim], ending: str) -> Iterator[
     evaluation += tables.likelihood(analysis)
     for extractor in analysis.extractors:
         evaluation += [tables.fidelity(extractor), Paragraph(extractor.description, "Extractor.")]
+    if not analysis.untrained:
+        evaluation.append(tables.robustness(analysis))
     if reasons := tables.skipped(analysis):
         evaluation.append(Paragraph(f"{reasons}.", lead="Skipped."))
     if evaluation:
@@ -321,6 +323,14 @@ _METHODS = (
         "training images with as much even noise as the other patches show. distance and floor: "
         "how far the high-frequency amplitude of generated and of training images is from that of "
         "test images, in grey levels. 1: the edge is no noisier than the rest.",
+    ),
+    (
+        "Robustness.",
+        "Median: over test images and draws. Worse than under the identity: the share of noisy "
+        "images to which the flow gives less likelihood than a standard normal does. Samples that "
+        "are not finite are left out of FID and its like if they are at most 1 %; above that there "
+        "is no score. Round trip: the largest error of mapping 100 noisy test images to noise and "
+        "back in float32, on pixels in [−1, 1].",
     ),
     (
         "FID and its like.",

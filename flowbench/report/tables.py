@@ -39,7 +39,7 @@ def summary(analysis: Analysis) -> Table:
     runs = analysis.runs
     extra = [name for name in _unknown(runs) if pd.api.types.is_numeric_dtype(runs[name])]
     name = analysis.quality.metric.partition("/")[2]
-    metrics = [f"test/{name}", f"val/{name}", SECONDS, *extra]
+    metrics = [f"test/{name}", f"test/{name}_median", f"val/{name}", SECONDS, *extra]
     rows = [
         [
             *_head(one),
@@ -149,6 +149,21 @@ def likelihood(analysis: Analysis) -> Iterator[Table]:
             yield _table(["configuration", "seeds", *labels, "edge ÷ even noise"], rows)
 
 
+def robustness(analysis: Analysis) -> Table:
+    """Make a row per configuration: what a few images do to its means, and what is not finite."""
+    names = ["test/failed", "val/failed", "samples/nonfinite", "roundtrip/max"]
+    rows = [
+        [*_head(one), *(mean(one, name) for name in names[:-1]), _largest(one, names[-1])]
+        for one in analysis.configurations
+    ]
+    return _table(["configuration", "seeds", *(schema.find(name).label for name in names)], rows)
+
+
+def _largest(one: Configuration, name: str) -> str:
+    value = one.runs[name].max()
+    return MISSING if pd.isna(value) else f"{value:.1e}"
+
+
 def _root_mean_square(one: Configuration, name: str) -> str:
     value = (one.runs[name].astype(float) ** 2).mean() ** 0.5
     return number(value, schema.find(name).places)
@@ -158,16 +173,17 @@ def fidelity(extractor: Extractor) -> Table:
     """Make a row per configuration with the scores in an extractor's features; then the floor."""
     names = [name for name in _SCORES if extractor.column(name).notna().any()]
     columns = [f"{name}_{extractor.suffix}" for name in names]
+    left_out = "samples/nonfinite"
     rows = [
-        [*_head(one), *(mean(one, column) for column in columns)]
+        [*_head(one), *(mean(one, column) for column in (*columns, left_out))]
         for one in recorded_runs.configurations(extractor.runs)
     ]
     floors = [
         number(extractor.column(f"{name}_floor").mean(), schema.find(column).places)
         for name, column in zip(names, columns, strict=True)
     ]
-    labels = [schema.find(column).label for column in columns]
-    return Table(["configuration", "seeds", *labels], [*rows, ["floor", "", *floors]])
+    labels = [schema.find(column).label for column in (*columns, left_out)]
+    return _table(["configuration", "seeds", *labels], [*rows, ["floor", "", *floors, MISSING]])
 
 
 def equivalents(analysis: Analysis) -> Iterator[Block]:
