@@ -14,10 +14,24 @@ from flowbench.report.files import TIMING, Recorded, Study
 from flowbench.report.runs import AXES, Configuration, Extractor, Series, with_baseline
 from flowbench.report.stats import Interval, difference, patch_ratio, time_ratio, undominated
 from flowbench.report.text import AFFINE, configuration, label, ordered, plain
-from flowbench.schema import BLOCKS, LAYERS, NOISE, SECONDS, SEED, TIMES, TRANSFORM
+from flowbench.schema import (
+    BLOCKS,
+    EPOCHS,
+    LAYERS,
+    NOISE,
+    SECONDS,
+    SEED,
+    TIMES,
+    TRANSFORM,
+    WIDTH,
+)
 
 SHARED = "the trials shared the machine; make sweep-timing, or one worker alone, measures it"
 """Why recorded seconds are not used."""
+
+
+FAIR = {"parameters": WIDTH, "training time": EPOCHS}
+"""What affine may be given as much of as another transform takes, and the setting for it."""
 
 
 @dataclass(frozen=True)
@@ -208,6 +222,29 @@ class Analysis:
         }
 
     @cached_property
+    def fair(self) -> dict[str, dict[str, Interval]]:
+        """By what is equal and configuration, its loss minus that of an affine flow given as much.
+
+        An affine flow is as large as others if it is wider, and trains as long if for more epochs;
+        the study's grid says how much of each.
+        """
+        found = {}
+        for equal, key in FAIR.items():
+            keys = [name for name in schema.settings(self.runs.columns) if name != key]
+            found[equal] = {
+                one.name: difference(
+                    pd.concat([one.runs, _more(self.runs, key, one)]),
+                    self.quality.metric,
+                    one.transform,
+                    AFFINE,
+                    keys,
+                )
+                for one in self.configurations
+                if one.transform != AFFINE
+            }
+        return {equal: gaps for equal, gaps in found.items() if any(gap.n for gap in gaps.values())}
+
+    @cached_property
     def along(self) -> Mapping[str, Series | None]:
         """The runs with a loss along bins, blocks and layers, each None where none differ so."""
         known = self.runs.dropna(subset=[self.quality.metric])
@@ -340,6 +377,13 @@ class Analysis:
         return (
             f"Runs: {', '.join(f'{label(name)} {found[name]}' for name in ordered(found.index))}."
         )
+
+
+def _more(table: pd.DataFrame, key: str, one: Configuration) -> pd.DataFrame:
+    """Select the affine runs that have more of a setting than a configuration's runs."""
+    if key not in table:
+        return table[:0]
+    return table[(table[TRANSFORM] == AFFINE) & (table[key] > one.runs[key].max())]
 
 
 def _numbers(trials: pd.Series) -> str:

@@ -80,6 +80,7 @@ def page(found: Sequence[Analysis], directory: Path, format: Format = "png") -> 
     for one in found:
         if not one.untrained:
             yield tables.summary(one)
+            yield from tables.fair(one)
     if not first.untrained:
         yield Paragraph(
             "Mean ± standard deviation over seeds. Times: only of runs that had the machine to "

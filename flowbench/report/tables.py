@@ -53,6 +53,21 @@ def summary(analysis: Analysis) -> Table:
     return _table(["configuration", "seeds", *labels, "time ÷ affine's", "parameters"], rows)
 
 
+def fair(analysis: Analysis) -> Iterator[Table]:
+    """Make the table of losses minus affine's where affine is given as much as the others take."""
+    if not analysis.fair:
+        return
+    metric, unit = analysis.quality.metric, analysis.quality.unit
+    columns = {"settings": analysis.differences[metric], **analysis.fair}
+    rows = [
+        [name, *(confidence(gaps[name], unit) for gaps in columns.values())]
+        for name in columns["settings"]
+        if any(gaps[name].n for gaps in columns.values())
+    ]
+    header = ["configuration", *(f"minus affine's, at equal {equal}" for equal in columns)]
+    yield Table(header, rows, words=len(header))
+
+
 def losses(analysis: Analysis) -> Table:
     """Make a row per configuration: mean ± sd over seeds of the validation loss and its terms."""
     metrics = ["val/loss", "val/prior", "val/logdet", "test/loss"]

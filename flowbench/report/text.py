@@ -36,13 +36,14 @@ def _label(part: str) -> str:
 
 
 def is_spline(transform: str) -> bool:
-    """Return whether this is a rational-quadratic spline and nothing else.
+    """Return whether this is the published rational-quadratic spline and nothing else.
 
     Example:
-        >>> is_spline("rqs-8"), is_spline("affine+rqs-8")
-        (True, False)
+        >>> is_spline("rqs-8"), is_spline("srqs-8"), is_spline("affine+rqs-8")
+        (True, False, False)
     """
-    return _SPLINE.fullmatch(transform) is not None
+    match = _SPLINE.fullmatch(transform)
+    return match is not None and not match[1]
 
 
 def bins(transform: str) -> float:
