@@ -55,19 +55,20 @@ def with_more(key: str, value: int, shift: float) -> Analysis:
 
 
 @pytest.mark.parametrize(
-    ("key", "equal"), [("model.width", "parameters"), ("trainer.max_epochs", "training time")]
+    ("key", "given"),
+    [("model.width", "at least as large"), ("trainer.max_epochs", "trained at least as long")],
 )
-def test_affine_given_more_is_compared_beside(key: str, equal: str) -> None:
+def test_affine_given_more_is_compared_beside(key: str, given: str) -> None:
     one = with_more(key, 100, shift=0.25)
-    assert set(one.fair) == {equal}
+    assert set(one.fair) == {given}
     metric = one.quality.metric
-    for name, gap in one.fair[equal].items():
+    for name, gap in one.fair[given].items():
         assert gap.n == SEEDS
         assert gap.mean == pytest.approx(one.differences[metric][name].mean + 0.25)
     (table,) = fair(one)
     assert table.header[1:] == [
-        "minus affine's, at equal settings",
-        f"minus affine's, at equal {equal}",
+        "minus affine of the same settings",
+        f"minus affine {given}",
     ]
     assert len(table.rows) == 2
 

@@ -4,12 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import tiny
 import torch
 import yaml
 
-from flowbench.config import Experiment, flat
+from flowbench.config import flat
 from flowbench.errors import UsageError
 from flowbench.experiment import run
 from flowbench.module import build_flow
@@ -19,6 +20,7 @@ from flowbench.tracking.store import Store
 
 pytestmark = tiny.LIBRARIES
 
+RESULTS = Path(__file__).parents[1] / "results"
 SHIPPED = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
 BLOCKS = {"low": 1, "high": 4}
 RATE = {"low": "1e-4", "high": 1e-2, "log": True}  # YAML reads 1e-4 as text
@@ -89,7 +91,9 @@ def test_a_trial_of_every_shipped_study_runs(path: Path, tmp_path: Path) -> None
 
 def test_the_comparison_is_that_of_the_original() -> None:
     points = shipped("compare-affine-rqs", "full").points
-    assert {p.experiment.model.transform for p in points} == {"affine", "rqs-4", "rqs-8"}
+    transforms = {"affine", "softaffine", "rqs-4", "rqs-8"}
+    assert {p.experiment.model.transform for p in points} == transforms
+    assert {p.experiment.data.noise for p in points} == {"uniform", "gaussian"}
     assert {(p.experiment.model.blocks, p.experiment.model.patch) for p in points} == {(8, 4)}
     assert {p.experiment.data.name for p in points} == {"mnist"}
     assert {p.experiment.trainer["max_epochs"] for p in points} == {100}
@@ -99,29 +103,40 @@ def test_the_comparison_is_that_of_the_original() -> None:
 @pytest.mark.parametrize(
     ("name", "scale", "shared"),
     [
-        ("bins", "quick", 9),
-        ("bins", "full", 9),
-        ("blocks", "quick", 6),
-        ("blocks", "full", 6),
-        ("blocks-matched", "quick", 6),
+        ("bins", "medium", 3),
+        ("bins", "full", 3),
+        ("blocks", "full", 2),
+        ("blocks-matched", "full", 2),
     ],
 )
 def test_studies_of_one_variable_have_points_of_the_comparison(
     name: str, scale: str, shared: int
 ) -> None:
-    """Their results connect: the same configuration, but for the name of the study."""
+    """Their results connect: the same flows, data and epochs."""
 
-    def configurations(study: StudyFile) -> list[Experiment]:
-        return [replace(point.experiment, name="") for point in study.points]
+    def trained(study: StudyFile) -> set[str]:
+        points = [point.experiment for point in study.points if point.seed == 0]
+        return {repr((one.model, one.data, one.trainer)) for one in points}
 
-    compared = configurations(shipped("compare-affine-rqs", scale))
-    assert sum(c in compared for c in configurations(shipped(name, scale))) == shared
+    both = trained(shipped("compare-affine-rqs", scale)) & trained(shipped(name, scale))
+    assert len(both) == shared
+
+
+def test_the_comparison_trains_each_transform_at_its_own_best_learning_rate() -> None:
+    runs = pd.read_csv(RESULTS / "learning-rate" / "quick" / "runs.csv")
+    best = runs.loc[runs.groupby(["model.transform", "data.noise"])["val/loss"].idxmin()]
+    rates = best.set_index(["model.transform", "data.noise"])["optim.lr"].to_dict()
+    for scale in ("quick", "medium"):
+        for point in shipped("compare-affine-rqs", scale).points:
+            one = point.experiment
+            assert one.optim.lr == rates[one.model.transform, one.data.noise]
 
 
 def test_matched_blocks_share_equally_many_layers() -> None:
-    models = [point.experiment.model for point in shipped("blocks-matched").points]
-    assert {model.blocks * model.layers for model in models} == {8}
-    assert {model.blocks for model in models} == {1, 2, 4, 8}
+    for scale, layers, blocks in (("quick", 4, {1, 2, 4}), ("full", 8, {1, 2, 4, 8})):
+        models = [point.experiment.model for point in shipped("blocks-matched", scale).points]
+        assert {model.blocks * model.layers for model in models} == {layers}
+        assert {model.blocks for model in models} == blocks
 
 
 @pytest.mark.parametrize("scale", ["quick", "full"])
@@ -130,8 +145,10 @@ def test_the_timing_study_times_what_the_others_train(scale: str) -> None:
         return [p.experiment.model for p in shipped(name, scale).points if p.seed == 0]
 
     timed, trained = models("timing"), models("bins") + models("blocks")
-    assert set(timed) == set(trained)
-    assert len(timed) == len(set(timed)) == len(trained) - 2  # affine and rqs-8 at 8 blocks
+    more = {"quick": {"softaffine"}, "full": set()}[scale]
+    assert {model.transform for model in set(timed) - set(trained)} == more
+    assert set(trained) <= set(timed)
+    assert len(timed) == len(set(timed))
 
 
 # What a file says

@@ -30,8 +30,8 @@ SHARED = "the trials shared the machine; make sweep-timing, or one worker alone,
 """Why recorded seconds are not used."""
 
 
-FAIR = {"parameters": WIDTH, "training time": EPOCHS}
-"""What affine may be given as much of as another transform takes, and the setting for it."""
+FAIR = {"at least as large": WIDTH, "trained at least as long": EPOCHS}
+"""What affine may be given to be fair to it, and the setting that gives it."""
 
 
 @dataclass(frozen=True)
@@ -223,15 +223,15 @@ class Analysis:
 
     @cached_property
     def fair(self) -> dict[str, dict[str, Interval]]:
-        """By what is equal and configuration, its loss minus that of an affine flow given as much.
+        """By what affine is given and configuration, its loss minus that of such an affine flow.
 
-        An affine flow is as large as others if it is wider, and trains as long if for more epochs;
-        the study's grid says how much of each.
+        A spline takes more parameters and time than affine of the same settings. The study's grid
+        decides how many channels, and how many epochs, make up for that.
         """
         found = {}
-        for equal, key in FAIR.items():
+        for given, key in FAIR.items():
             keys = [name for name in schema.settings(self.runs.columns) if name != key]
-            found[equal] = {
+            found[given] = {
                 one.name: difference(
                     pd.concat([one.runs, _more(self.runs, key, one)]),
                     self.quality.metric,
@@ -242,7 +242,7 @@ class Analysis:
                 for one in self.configurations
                 if one.transform != AFFINE
             }
-        return {equal: gaps for equal, gaps in found.items() if any(gap.n for gap in gaps.values())}
+        return {given: gaps for given, gaps in found.items() if any(gap.n for gap in gaps.values())}
 
     @cached_property
     def along(self) -> Mapping[str, Series | None]:

@@ -54,17 +54,17 @@ def summary(analysis: Analysis) -> Table:
 
 
 def fair(analysis: Analysis) -> Iterator[Table]:
-    """Make the table of losses minus affine's where affine is given as much as the others take."""
+    """Make the table of losses minus affine's, where affine is given more to be fair to it."""
     if not analysis.fair:
         return
     metric, unit = analysis.quality.metric, analysis.quality.unit
-    columns = {"settings": analysis.differences[metric], **analysis.fair}
+    columns = {"of the same settings": analysis.differences[metric], **analysis.fair}
     rows = [
         [name, *(confidence(gaps[name], unit) for gaps in columns.values())]
-        for name in columns["settings"]
+        for name in analysis.differences[metric]
         if any(gaps[name].n for gaps in columns.values())
     ]
-    header = ["configuration", *(f"minus affine's, at equal {equal}" for equal in columns)]
+    header = ["configuration", *(f"minus affine {given}" for given in columns)]
     yield Table(header, rows, words=len(header))
 
 
