@@ -320,13 +320,13 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", help="id of a recorded run, or the path of a checkpoint")
+    parser.add_argument("run", help="a recorded run, a checkpoint or a pretrained flow")
     _add_results(parser)
 
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", type=Path, help="a study file: sweeps/*.yaml")
-    parser.add_argument("--scale", default="quick", help="quick or full")
+    parser.add_argument("--scale", default="quick", help="quick, medium or full")
     _add_results(parser)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from flowbench import pretrained
 from flowbench.checkpoint import load
 from flowbench.data.module import FlowData
 from flowbench.evaluation import protocol
@@ -33,7 +34,7 @@ def evaluate(
 
     Args:
         run: Id of a run, in which everything is recorded if the run is finished; or path of a
-            checkpoint.
+            checkpoint, or name of a pretrained flow.
         store: Where runs, and the results that evaluations share, are kept.
         settings: Fields of ``Evaluate`` that replace the experiment's.
         device: Device to use; None for a GPU if there is one.
@@ -51,7 +52,7 @@ def evaluate(
     found = measured(module, module.device, data, store)
     if out:
         _write(found, out)
-    if Path(run).exists():
+    if Path(run).exists() or run in pretrained.flows():
         return found.metrics
     recorded = store.client.get_metric_history(run, "test/loss")
     if recorded and store.get(run).info.status == "FINISHED":

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from flowbench import pretrained
 from flowbench.config import Experiment, flat, to_yaml
 from flowbench.errors import Pruned, UsageError
 from flowbench.parsing import build, read_yaml
@@ -225,13 +226,15 @@ class Store:
         return self.results / "checkpoints" / run_id / "last.ckpt"
 
     def checkpoint_of(self, run: str) -> Path:
-        """Find the checkpoint that a run's id, or a path, names.
+        """Find the checkpoint that a run's id, a path or the name of a pretrained flow names.
 
         Raises:
-            UsageError: It is neither.
+            UsageError: It is none of them.
         """
         if Path(run).exists():
             return Path(run)
+        if run in pretrained.flows():
+            return pretrained.find(run)
         path = self.checkpoint(self.get(run).info.run_id)
         if not path.exists():
             raise UsageError(f"run {run} left no checkpoint in {path.parent}")
