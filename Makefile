@@ -11,12 +11,13 @@ STUDY  ?=
 ARGS   ?=
 SHARED := -n logical --maxprocesses 4 --dist worksteal  # several processes share the tests
 
-SWEEPS := sweep-bins sweep-blocks sweep-blocks-matched sweep-layers sweep-search sweep-timing sweep-sampling
+SWEEPS := sweep-bins sweep-blocks sweep-blocks-matched sweep-layers sweep-learning-rate sweep-search \
+          sweep-timing sweep-sampling
 
 .PHONY: help install test test-all check train compare-affine-rqs $(SWEEPS) bench report ui clean
 
 help: ## Show this list
-	@echo "usage: make TARGET [SCALE=quick|full] [STUDY=name] [ARGS='further options']"
+	@echo "usage: make TARGET [SCALE=quick|medium|full] [STUDY=name] [ARGS='further options']"
 	@echo
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-20s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
@@ -44,12 +45,13 @@ train: $(READY) ## Train one flow: make train ARGS='--model.transform rqs-8 --mo
 	$(BIN)/flowbench train $(ARGS)
 
 compare-affine-rqs: $(READY) ## Affine against splines of 4 and 8 bins: run what is missing, report
-	$(BIN)/flowbench sweep sweeps/$@.yaml --scale $(SCALE) --workers 1 $(ARGS)
+	$(BIN)/flowbench sweep sweeps/$@.yaml --scale $(SCALE) $(ARGS)
 
 sweep-bins: ## How many bins: run what is missing with a worker a core or GPU, report
 sweep-blocks: ## How many blocks, of as many layers each
 sweep-blocks-matched: ## How many blocks, of as many layers in all
 sweep-layers: ## How many layers in each block
+sweep-learning-rate: ## Which learning rate suits each transform
 sweep-search: ## Search transform, size and learning rate for loss and time together
 sweep-timing: ## Seconds per epoch; the flows take turns, alone on the machine
 sweep-sampling: ## Guided and denoised samples of affine and spline flows
