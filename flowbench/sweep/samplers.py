@@ -10,6 +10,7 @@ from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import Trial
 
+from flowbench.space import parts
 from flowbench.study import Choice, Range, StudyFile
 from flowbench.tracking.provenance import owner
 
@@ -67,11 +68,16 @@ def label(params: Mapping[str, Any]) -> str:
     Example:
         >>> label({"model.transform": "rqs-8", "optim.lr": 0.00123456, "seed": 1})
         'rqs-8 lr 0.001235 seed 1'
+        >>> label({"model.transform, optim.lr": '["affine", 0.01]', "seed": 1})
+        'affine lr 0.01 seed 1'
     """
     words = []
-    for key, value in params.items():
-        names = " ".join(part.rpartition(".")[2] for part in key.split(", "))
-        words.append(f"{names} {value:.4g}" if isinstance(value, float) else f"{names} {value}")
+    for joined, values in params.items():
+        keys = parts(joined)
+        several = json.loads(values) if len(keys) > 1 else [values]
+        for key, value in zip(keys, several, strict=True):
+            name = key.rpartition(".")[2]
+            words.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
     return " ".join(words).removeprefix("transform ")
 
 
