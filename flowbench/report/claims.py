@@ -26,10 +26,10 @@ RULES = {
     "Where a timing study timed such flows in turns, its rounds stand in the place of seeds. "
     "Trials that shared the machine are left out.",
     "patches": "Noise of the first and last two patches divided by even noise (edge ÷ even noise, "
-    "see the methods); 95 % t interval of its mean logarithm over seeds, for a single run its own "
-    "jackknife interval over groups of images, which covers no variation between seeds. Supported "
-    "if the interval lies wholly above 1 for every configuration, contradicted if it lies at or "
-    "below 1 for every one, otherwise undecided.",
+    "see the methods); 95 % t interval of its mean logarithm over seeds. Supported if the interval "
+    "lies wholly above 1 for every configuration, contradicted if it lies at or below 1 for every "
+    "one, otherwise undecided; undecided also for a single seed, whose interval is that of the run "
+    "itself, a jackknife over groups of images.",
     "bins": "The loss with K = 4, and with K = 8, minus the least mean loss with more bins, for "
     "runs of the same seed and settings; 95 % t interval. Supported if for one of the two the "
     f"interval lies wholly below {ENOUGH} bits/dim ({ENOUGH * LOG2:.3f} nats/dim), contradicted if "
@@ -248,7 +248,13 @@ def _patches(analysis: Analysis) -> Claim:
         return _open(text, "needs an evaluation by patch")
     found = analysis.patch_ratios
     verdicts: list[Verdict] = [
-        "supported" if value.low > 1 else "contradicted" if value.high <= 1 else "undecided"
+        "undecided"
+        if value.n < 2
+        else "supported"
+        if value.low > 1
+        else "contradicted"
+        if value.high <= 1
+        else "undecided"
         for value in found.values()
     ]
 
