@@ -151,7 +151,8 @@ def test_a_dry_run_tells_what_would_run(tmp_path: Path, capsys: pytest.CaptureFi
     shown = capsys.readouterr()
     points, time, config = shown.out.strip().split("\n\n")
     planned = read(sweeps / "compare-affine-rqs.yaml").points
-    assert points.splitlines()[0].startswith("model.transform=affine")
+    assert points.splitlines()[0].startswith("model.transform, ")
+    assert "affine" in points.splitlines()[0]
     assert len(points.splitlines()) == len(planned)
     assert time.startswith(f"time: {len(planned)} runs, about")
     assert build(yaml.safe_load(config)) == planned[0].experiment

@@ -70,9 +70,12 @@ def test_every_shipped_study_can_be_built(path: Path, scale: str) -> None:
     head = path.read_text().split("\nquestion:")[0]
     assert [word in head for word in ("# Question:", "# Expected:", "# Cost:")] == [True] * 3
     experiments = [study.experiment(values, study.seeds[0]) for values in ends(study)]
-    assert {e.trainer["max_epochs"] for e in experiments} == {study.base["trainer"]["max_epochs"]}
+    epochs = {e.trainer["max_epochs"] for e in experiments}
+    if "trainer" in study.base:
+        assert epochs == {study.base["trainer"]["max_epochs"]}
     if scale == "full" and study.mode == "train":
-        assert {(e.data.name, e.trainer["max_epochs"]) for e in experiments} == {("mnist", 100)}
+        assert {e.data.name for e in experiments} == {"mnist"}
+        assert epochs == {20 if path.stem == "learning-rate" else 100}
     with torch.device("meta"):
         for experiment in experiments:
             assert build_flow(experiment, (1, 28, 28), 10).dims == 784
@@ -106,7 +109,6 @@ def test_the_comparison_is_that_of_the_original() -> None:
         ("bins", "medium", 3),
         ("bins", "full", 3),
         ("blocks", "full", 2),
-        ("blocks-matched", "full", 2),
     ],
 )
 def test_studies_of_one_variable_have_points_of_the_comparison(

@@ -81,7 +81,7 @@ def test_every_round_trains_each_point_for_one_epoch(study: StudyFile, tmp_path:
     for run in runs:
         tags = run.data.tags
         assert tags["flowbench.role"] == "trial"
-        assert (tags["flowbench.study"], tags["flowbench.workers"]) == ("times", "1")
+        assert (tags["flowbench.study"], tags["flowbench.workers"]) == ("times/quick", "1")
         assert int(run.data.params["parameters"]) > 0
         assert run.data.metrics.keys() == {
             "seconds_per_epoch",
