@@ -21,7 +21,7 @@ Direction = Literal["minimize", "maximize", ""]
 TRANSFORM, SEED = "model.transform", "seed"
 BLOCKS, LAYERS, WIDTH, PATCH = "model.blocks", "model.layers", "model.width", "model.patch"
 DATA, NOISE, BATCH, EPOCHS = "data.name", "data.noise", "data.batch", "trainer.max_epochs"
-SECONDS = "seconds_per_epoch"
+SECONDS, KERNELS = "seconds_per_epoch", "kernels"
 
 HASH = "extractor_"
 """The column ``extractor_<suffix>`` has the hash of the weights that ``fid_<suffix>`` uses."""

@@ -99,3 +99,15 @@ def test_samples_are_shown_of_the_flows_that_can_be_denoised(tmp_path: Path) -> 
     assert "digits-2" not in pictures
     assert "noise uniform" in pictures["losses"].caption
     assert "noise gaussian" in pictures["losses-2"].caption
+
+
+def test_a_splines_own_kernel_does_not_keep_its_times_from_affines() -> None:
+    kernels = {"affine": "layer", "rqs-4": "layer rqs", "rqs-8": "layer rqs"}
+    recorded = tables()
+    names = recorded.runs["model.transform"].map(kernels)
+    one = analysis(complete(changed(recorded, kernels=names)))
+    assert one.time_ratios["RQS K=8"].n == SEEDS
+    assert one.time_ratios["RQS K=8"].mean == pytest.approx(2, rel=0.01)
+    names[among(recorded, "affine")] = "none"
+    other = analysis(complete(changed(recorded, kernels=names)))
+    assert not any(ratio.n for ratio in other.time_ratios.values())

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from flowbench import schema
+from flowbench.report.stats import shared_kernels
 from flowbench.report.text import (
     AFFINE,
     MISSING,
@@ -19,7 +20,7 @@ from flowbench.report.text import (
     ordered,
     plain,
 )
-from flowbench.schema import BLOCKS, HASH, LAYERS, SECONDS, TIMES, TRANSFORM
+from flowbench.schema import BLOCKS, HASH, KERNELS, LAYERS, SECONDS, TIMES, TRANSFORM
 
 AXES = {"bins": "Bins K of the spline", BLOCKS: "Blocks", LAYERS: "Layers per block"}
 """Numbers along which runs make a series, and the name of each axis."""
@@ -53,7 +54,15 @@ def varied(table: pd.DataFrame, machine: bool = False) -> list[str]:
     """
     names = [name for name in schema.settings(table.columns) if name != TRANSFORM]
     names += [name for name in schema.MACHINE if machine and name in table]
-    return [name for name in names if table[name].nunique(dropna=False) > 1]
+    return [name for name in names if _differs(table, name)]
+
+
+def _differs(table: pd.DataFrame, name: str) -> bool:
+    if name != KERNELS:
+        return bool(table[name].nunique(dropna=False) > 1)
+    shared = table[name].map(shared_kernels).nunique(dropna=False)
+    own = table.groupby(TRANSFORM)[name].nunique(dropna=False).max()
+    return bool(max(shared, own) > 1)
 
 
 def tuned(table: pd.DataFrame) -> dict[str, dict[str, Any]]:

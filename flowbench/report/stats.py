@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.special import stdtrit
 
 from flowbench import schema
-from flowbench.schema import SECONDS, SEED, TRANSFORM
+from flowbench.schema import KERNELS, SECONDS, SEED, TRANSFORM
 
 RESAMPLES = 400
 ENDS = (0.025, 0.975)
@@ -92,8 +92,22 @@ def time_ratio(runs: pd.DataFrame, transform: str, baseline: str, unit: str = SE
         unit: Column of what is paired: the seed, or the round of a timing.
     """
     logs = runs.assign(log=np.log(runs[SECONDS].astype(float)))
+    if KERNELS in runs:  # a spline's own kernel is part of it: affine has none to run
+        logs[KERNELS] = runs[KERNELS].map(shared_kernels)
     equal = [*schema.settings(runs), *(name for name in schema.MACHINE if name in runs)]
     return difference(logs, "log", transform, baseline, equal, unit).exp()
+
+
+def shared_kernels(kernels: object) -> object:
+    """Leave out of the names of kernels those that only one transform can run.
+
+    Example:
+        >>> shared_kernels("layer rqs"), shared_kernels("rqs"), shared_kernels("none")
+        ('layer', 'none', 'none')
+    """
+    if not isinstance(kernels, str):
+        return kernels
+    return " ".join(name for name in kernels.split() if name != "rqs") or "none"
 
 
 def patch_ratio(runs: pd.DataFrame) -> Interval:
