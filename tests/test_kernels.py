@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,8 @@ def test_kernel_and_plain_operations_agree(
 @pytest.mark.parametrize("bins", [1, 2, 8, 32])
 def test_inverse_kernel_undoes_the_forward_kernel(kind: type[Spline], bins: int) -> None:
     spline = kind(bins)
-    x, params = case(bins, 0.3)
+    # Steeper published splines hold no float32 round trip: see their docstring.
+    x, params = case(bins, 1.0 if kind is StableSpline else 0.3)
     z, log_slope = spline.forward(x, params)
     back, negative = spline.inverse(z, params)
     torch.testing.assert_close(back, x, atol=1e-5, rtol=0)
@@ -183,10 +183,10 @@ def test_threads_and_the_batch_change_a_step_by_rounding_only() -> None:
     x = torch.randn(70, net.tokens, 5)
     first = steps(net, x, native=True)
     # Tiles of another height: some processors' compilers fuse multiplication and addition there.
-    close = partial(torch.testing.assert_close, atol=1e-5, rtol=1e-5)
+    rounding = {"atol": 1e-5, "rtol": 1e-5}
     with threads(3):
-        close(steps(net, x, native=True), first)
-    close(steps(net, x[:4], native=True), first[:4])
+        torch.testing.assert_close(steps(net, x, native=True), first, **rounding)
+    torch.testing.assert_close(steps(net, x[:4], native=True), first[:4], atol=1e-6, rtol=1e-5)
 
 
 def test_sizes_that_do_not_fill_vectors_are_left_to_torch() -> None:

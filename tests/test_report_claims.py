@@ -186,6 +186,11 @@ def test_one_seed_decides_nothing_and_says_what_its_own_interval_is() -> None:
     assert "within the run; n = 1" in claim.detail
 
 
+def test_an_interval_that_ends_at_1_contradicts_noisier_edges() -> None:
+    one = changed(evaluated(tables()), **{"patches/ratio": 1.0})
+    assert noisier(one).verdict == "contradicted"
+
+
 def test_edges_less_noisy_in_every_seed_contradict() -> None:
     assert noisier(evaluated(tables(), ratio=0.9)).verdict == "contradicted"
 

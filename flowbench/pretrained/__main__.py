@@ -15,7 +15,7 @@ from flowbench.pretrained import HERE, INDEX, LARGEST, digest, flows
 from flowbench.tracking.store import Store
 
 NUMBERS = ("test/bpd", "test/nll", "fid_digits", "agreement_digits")
-"""Measurements that are told of a flow, where its run has them."""
+"""Measurements that the index lists for a flow, if its run recorded them."""
 
 
 def ship(run: str, name: str, store: Store, directory: Path = HERE) -> Path:

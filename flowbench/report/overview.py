@@ -231,8 +231,8 @@ def _sampling(results: Path) -> dict[str, float]:
 
 
 def _nonfinite(runs: pd.DataFrame) -> pd.Series:
-    told = runs["skipped"].fillna("").astype(str).str.contains("samples are not finite")
-    return told | (runs["samples/nonfinite"] > 0)
+    skipped = runs["skipped"].fillna("").astype(str).str.contains("samples are not finite")
+    return skipped | (runs["samples/nonfinite"] > 0)
 
 
 def _diverged(runs: pd.DataFrame) -> pd.Series:

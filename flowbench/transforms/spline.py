@@ -181,7 +181,7 @@ class Spline:
         w, h = self._sides(p, q)
         last = k == self.bins - 1  # its far corner is B itself, not up to a sum's rounding
         w, h = torch.where(last, 1 - x0, w), torch.where(last, 1 - y0, h)
-        s, s_left, s_right = h / w, h / w, h / w
+        s = s_left = s_right = h / w
         if self.reach:
             (w_left, h_left), (w_right, h_right) = (self._sides(*shares[i : i + 2]) for i in (2, 4))
             s_left, s_right = h_left / w_left, h_right / w_right
