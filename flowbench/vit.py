@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from flowbench.errors import UsageError
 from flowbench.kernels import layer as fused
+from flowbench.kernels.build import only
 from flowbench.kernels.step import Packed, Sizes, fits, pack
 
 ACTIVATIONS = {"gelu": "none", "gelu-tanh": "tanh"}
@@ -109,17 +110,23 @@ class Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run over all tokens at once; x ``[B, T, C]`` -> ``[B, T, C]``."""
         if self.has_kernel(x):
-            return fused.layer(x, self.kind, self.maps())
+            return fused.layer(x, self.kind, self.maps(), self._without_kernels)
         return self.plain(x)
 
     def has_kernel(self, x: Tensor) -> bool:
         """Return whether the hand-written kernel runs this layer over such tokens."""
-        return fused.fits(x, self.kind)
+        return fused.fits(x, self.kind, self.maps())
 
     def plain(self, x: Tensor) -> Tensor:
         """The same by torch's own operations."""
         x = x + self.attention(x)
         return x + self.mlp(x)
+
+    def _without_kernels(self, x: Tensor, *parameters: Tensor) -> Tensor:
+        names = (name for name, _ in self.named_parameters())
+        with only():
+            own = dict(zip(names, parameters, strict=True))
+            return torch.func.functional_call(self, own, (x,))
 
     def step(self, x: Tensor, keys_values: Tensor, t: int, temperature: Tensor | None) -> Tensor:
         """Tokens t, t + 1, … alone; x ``[B, n, C]`` -> ``[B, n, C]``."""
@@ -273,7 +280,8 @@ class CausalTransformer(nn.Module):
             x ``[B, n, D]``, embedding ``[B, T, C]`` in the order of the tokens, temperature
             ``[B, 1, 1, 1]`` -> ``[B, n, outputs]``
         """
-        if cache.packed and temperature is None and x.shape[1] == 1:
+        alone = temperature is None and x.shape[1] == 1
+        if cache.packed and alone and cache.packed.takes(x, embedding):
             return cache.packed.step(x[:, 0], embedding[:, t], cache.layers, t)[:, None]
         with _exactly(x):
             x = self.proj_in(x) + embedding[:, t : t + x.shape[1]]

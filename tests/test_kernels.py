@@ -215,7 +215,7 @@ def layer_gradients(
     x = x.detach().requires_grad_()
     weight = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x)
     with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        assert fused.fits(x, layer.kind) == (x.dtype == torch.float32)
+        assert layer.has_kernel(x) == (x.dtype == torch.float32)
         out = layer(x) if native else layer.plain(x)
     return [out.detach(), *torch.autograd.grad(out, [x, *layer.parameters()], weight)]
 
@@ -301,13 +301,13 @@ def test_a_number_of_threads_changes_a_layer_by_rounding_alone() -> None:
 
 def test_layers_that_the_kernel_cannot_run_are_left_to_torch() -> None:
     x = torch.randn(2, 5, 64)
-    assert fused.fits(x, layer().kind)
-    assert not fused.fits(x, layer(heads=8).kind)
-    assert not fused.fits(x.double(), layer().kind)
-    assert not fused.fits(x[:0], layer().kind)
-    assert not fused.fits(x.to("meta"), layer().kind)
+    assert layer().has_kernel(x)
+    assert not layer(heads=8).has_kernel(x)
+    assert not layer().has_kernel(x.double())
+    assert not layer().has_kernel(x[:0])
+    assert not layer().has_kernel(x.to("meta"))
     with torch.autocast("cpu", torch.float16):
-        assert not fused.fits(x, layer().kind)
+        assert not layer().has_kernel(x)
 
 
 def test_a_machine_without_compiler_runs_plain_operations(tmp_path: Path) -> None:

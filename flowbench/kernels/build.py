@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from flowbench.errors import UsageError
+from flowbench.kernels.ordinary import ordinary
 
 HERE = Path(__file__).parent
 KERNELS = ("layer", "rqs", "step")
@@ -122,11 +123,25 @@ def call(name: str, function: str, *arguments: Any) -> int:
     """Call a function of ``name.c``: tensors are passed as pointers, numbers as they are.
 
     Any other argument has to be of a ctypes type.
+
+    Raises:
+        TypeError: A tensor is more than memory of the CPU.
     """
     return getattr(_load(name), function)(*map(_plain, arguments))
 
 
+def pointer(tensor: Tensor) -> ctypes.c_void_p:
+    """Return where a tensor begins.
+
+    Raises:
+        TypeError: It is more than memory of the CPU.
+    """
+    if not (tensor.is_cpu and ordinary(tensor)):
+        raise TypeError(f"a kernel in C cannot read {type(tensor).__name__} on {tensor.device}")
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
 def _plain(argument: Any) -> Any:
     if isinstance(argument, Tensor):
-        return ctypes.c_void_p(argument.data_ptr())
+        return pointer(argument)
     return ctypes.c_float(argument) if isinstance(argument, float) else argument

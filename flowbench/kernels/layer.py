@@ -9,15 +9,15 @@ its features.
 import ctypes
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from flowbench.kernels.build import call, fills_vectors, library, threads
+from flowbench.kernels.ordinary import gradients, ordinary
 
 GRAIN = 64
 """Tokens per thread at least: a thread with fewer costs more time than it saves."""
@@ -40,16 +40,24 @@ class Kind(NamedTuple):
     """Whether GELU is by its tanh approximation."""
 
 
-def fits(x: Tensor, kind: Kind) -> bool:
+Maps = Sequence[tuple[nn.LayerNorm | None, nn.Linear]]
+"""A layer's four linear maps in their order, each with the norm before it, if any: to queries, keys
+and values, from the heads, into the MLP and out of it."""
+
+
+def fits(x: Tensor, kind: Kind, maps: Maps) -> bool:
     """Return whether the kernel can run such a layer over x ``[B, T, C]``."""
-    if not x.is_cpu or x.dtype != torch.float32 or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        return False
+    tensors = x, *_parameters(maps)
+    if not ordinary(*tensors) or not all(t.is_cpu and t.dtype == torch.float32 for t in tensors):
         return False
     vectors = fills_vectors(x.shape[-1], kind.heads, kind.hidden)
     known = _precision() in (torch.float32, torch.bfloat16)
     return vectors and known and len(x) > 0 and library("layer") is not None
 
 
-def layer(x: Tensor, kind: Kind, maps: Sequence[tuple[nn.LayerNorm | None, nn.Linear]]) -> Tensor:
+def layer(x: Tensor, kind: Kind, maps: Maps, plain: Callable[..., Tensor]) -> Tensor:
     """Run a pre-norm layer of causal attention and an MLP over all tokens.
 
     Under autocast to bfloat16 the products and their results are in bfloat16; the residual stream
@@ -58,15 +66,21 @@ def layer(x: Tensor, kind: Kind, maps: Sequence[tuple[nn.LayerNorm | None, nn.Li
     Args:
         x: Tokens.
         kind: The layer's.
-        maps: Its four linear maps in their order, each with the norm before it, if any: to queries,
-            keys and values, from the heads, into the MLP and out of it.
+        maps: The layer's.
+        plain: The same layer in torch's operations, given x and the weight and bias of every norm
+            and map in their order; for gradients that are to be differentiated again.
 
     Shape:
         x ``[B, T, C]`` -> same
     """
+    norm, _ = maps[0]
+    assert norm is not None
+    return _Layer.apply(x, kind, norm.eps, plain, *_parameters(maps))
+
+
+def _parameters(maps: Maps) -> list[Tensor]:
     modules = [module for pair in maps for module in pair if module is not None]
-    parameters = [each for module in modules for each in (module.weight, module.bias)]
-    return _Layer.apply(x, kind, modules[0].eps, *parameters)
+    return [each for module in modules for each in (module.weight, module.bias)]
 
 
 class _Weights(NamedTuple):
@@ -86,11 +100,18 @@ class _Weights(NamedTuple):
 
 class _Layer(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kind: Kind, eps: float, *parameters: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        kind: Kind,
+        eps: float,
+        plain: Callable[..., Tensor],
+        *parameters: Tensor,
+    ) -> Tensor:
         w = _Weights(*parameters)
         dtype = _precision()
         cast = _Weights(*(each.to(dtype) for each in parameters))
-        x = x.contiguous()
+        given, x = x, x.contiguous()
         _, moments, normed = _norm(x, None, w.norm, w.norm_b, eps, dtype)
         qkv = _product(normed, cast.qkv, cast.qkv_b)
         mixed = _attention(qkv, kind.heads)
@@ -99,19 +120,27 @@ class _Layer(torch.autograd.Function):
         slope = _product(mlp_normed, cast.into, cast.into_b)
         hidden = _gelu(slope, kind.tanh)
         branch = _product(hidden, cast.out, cast.out_b)
-        ctx.heads = kind.heads
+        ctx.heads, ctx.dtype, ctx.plain = kind.heads, dtype, plain
         ctx.save_for_backward(
+            *(given, *parameters),
             *(x, moments, normed, qkv, mixed, middle, mlp_moments, mlp_normed, slope, hidden),
-            *(w.norm, cast.qkv, cast.proj, w.mlp_norm, cast.into, cast.out),
+            *(cast.qkv, cast.proj, cast.into, cast.out),
         )
         return middle + branch
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, moments, normed, qkv, mixed, middle, mlp_moments, *rest = ctx.saved_tensors
-        mlp_normed, slope, hidden, norm, qkv_w, proj_w, mlp_norm, into_w, out_w = rest
-        g = g.contiguous()
+        count = 1 + len(_Weights._fields)
+        inputs, saved = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        if torch.is_grad_enabled():
+            with torch.autocast("cpu", ctx.dtype, enabled=ctx.dtype != torch.float32):
+                needed = ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]
+                of_x, *others = gradients(ctx.plain, inputs, needed, [g])
+            return of_x, None, None, None, *others
+        w = _Weights(*inputs[1:])
+        x, moments, normed, qkv, mixed, middle, mlp_moments, mlp_normed, *rest = saved
+        slope, hidden, qkv_w, proj_w, into_w, out_w = rest
+        g = g.resolve_neg().contiguous()
         of_out_b = g.sum((0, 1))
         g_branch = g.to(qkv.dtype)
         of_out = _of_weight(g_branch, hidden)
@@ -119,13 +148,13 @@ class _Layer(torch.autograd.Function):
         of_into_b = _gelu_backward(g_hidden, slope)
         of_into = _of_weight(g_hidden, mlp_normed)
         g_normed = _product(g_hidden, into_w.t())
-        g, g_branch, of_mlp_norm = _norm_backward(g_normed, middle, mlp_moments, mlp_norm, g)
+        g, g_branch, of_mlp_norm = _norm_backward(g_normed, middle, mlp_moments, w.mlp_norm, g)
         of_proj = _of_weight(g_branch, mixed)
         g_qkv, of_qkv_b = _attention_backward(qkv, _product(g_branch, proj_w.t()), ctx.heads)
         of_qkv = _of_weight(g_qkv, normed)
         g_normed = _product(g_qkv, qkv_w.t())
-        g, _, of_norm = _norm_backward(g_normed, x, moments, norm, g)
-        gradients = _Weights(
+        g, _, of_norm = _norm_backward(g_normed, x, moments, w.norm, g)
+        of_weights = _Weights(
             norm=of_norm[0],
             norm_b=of_norm[1],
             qkv=of_qkv,
@@ -139,7 +168,7 @@ class _Layer(torch.autograd.Function):
             out=of_out,
             out_b=of_out_b,
         )
-        return g, None, None, *gradients
+        return g, None, None, None, *of_weights
 
 
 def _precision() -> torch.dtype:

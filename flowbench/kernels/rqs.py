@@ -1,12 +1,14 @@
 """Rational-quadratic splines, forward and backward in one pass each: ``rqs.c``."""
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowbench.kernels.build import CONSTANTS, call, library, threads
+from flowbench.kernels.ordinary import gradients
 
 MAX_BINS = CONSTANTS["MAX_BINS"]
 GRAIN = 8192
@@ -60,8 +62,8 @@ def rqs_backward(
     """Compute gradients of x ``[n]`` and raw ``[3K - 1, n]`` from those of z and log dz/dx."""
     x, raw, rows = x.contiguous(), *_dense(raw)
     g_x, g_raw = torch.empty_like(x), torch.empty_like(raw)
-    gradients = g_z.contiguous(), g_log_slope.contiguous()
-    _run("rqs_backward", spline, len(x), rows, x, raw, *gradients, g_x, g_raw)
+    given = g_z.resolve_neg().contiguous(), g_log_slope.resolve_neg().contiguous()
+    _run("rqs_backward", spline, len(x), rows, x, raw, *given, g_x, g_raw)
     return g_x, g_raw
 
 
@@ -75,16 +77,31 @@ def _(x: Tensor, raw: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(raw)
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:  # noqa: ARG001
-    ctx.save_for_backward(*inputs[:2])
-    ctx.spline = inputs[2]
+Plain = Callable[[Tensor, Tensor, list[float], bool], tuple[Tensor, Tensor]]
 
 
-def _backward(ctx: Any, g_z: Tensor, g_log_slope: Tensor) -> tuple[Tensor | None, ...]:
-    return *rqs_backward(*ctx.saved_tensors, ctx.spline, g_z, g_log_slope), None, None
+def register_gradients(plain: Plain) -> None:
+    """Give ``rqs`` its gradients.
 
+    Args:
+        plain: ``evaluate`` in torch's operations, for gradients that are to be differentiated.
+    """
 
-rqs.register_autograd(_backward, setup_context=_keep)
+    def keep(ctx: Any, inputs: tuple[Any, ...], output: object) -> None:  # noqa: ARG001
+        ctx.save_for_backward(*inputs[:2])
+        ctx.about = inputs[2:]
+
+    def backward(ctx: Any, *of_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        if not torch.compiler.is_compiling() and torch.is_grad_enabled():
+
+            def again(x: Tensor, raw: Tensor) -> tuple[Tensor, Tensor]:
+                return plain(x, raw, *ctx.about)
+
+            needed = ctx.needs_input_grad[:2]
+            return *gradients(again, ctx.saved_tensors, needed, of_outputs), None, None
+        return *rqs_backward(*ctx.saved_tensors, ctx.about[0], *of_outputs), None, None
+
+    rqs.register_autograd(backward, setup_context=keep)
 
 
 def _dense(raw: Tensor) -> tuple[Tensor, bool]:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from flowbench.kernels.build import CONSTANTS, call, fills_vectors, library, threads
+from flowbench.kernels.build import CONSTANTS, call, fills_vectors, library, pointer, threads
+from flowbench.kernels.ordinary import ordinary
 
 PANEL, TILE = CONSTANTS["PANEL"], CONSTANTS["TILE"]
 GRAIN = 16
@@ -53,6 +54,12 @@ class Packed:
     sizes: Sizes
     weights: Tensor
 
+    def takes(self, *tensors: Tensor) -> bool:
+        """Return whether ``step`` can be given these: no gradient would go through it."""
+        if torch.is_grad_enabled() or not ordinary(*tensors):
+            return False
+        return all(each.is_cpu and each.dtype == torch.float32 for each in tensors)
+
     def step(self, x: Tensor, embedding: Tensor, cache: Sequence[Tensor], t: int) -> Tensor:
         """Run token t of every sequence through the network.
 
@@ -69,7 +76,7 @@ class Packed:
         x = x if x.stride(1) == 1 else x.contiguous()
         out = x.new_empty(batch, sizes.outputs)
         network = ctypes.byref(_Network(*sizes))
-        layers = (ctypes.c_void_p * len(cache))(*(layer.data_ptr() for layer in cache))
+        layers = (ctypes.c_void_p * len(cache))(*map(pointer, cache))
         widest = max(3 * sizes.width, sizes.hidden, _wide(sizes.outputs))
         workers = threads(batch, GRAIN)
         scratch = x.new_empty(workers, TILE * (2 * sizes.width + widest) + sizes.tokens)
@@ -96,7 +103,7 @@ class Packed:
 def fits(sizes: Sizes, weight: Tensor) -> bool:
     """Return whether the kernel can run a network of these sizes with weights of this type."""
     vectors = fills_vectors(sizes.width, sizes.heads, sizes.hidden)
-    plain = weight.is_cpu and weight.dtype == torch.float32
+    plain = weight.is_cpu and weight.dtype == torch.float32 and ordinary(weight)
     return plain and vectors and library("step") is not None
 
 

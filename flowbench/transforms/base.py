@@ -67,3 +67,8 @@ def widen(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     """Promote both to their common dtype, at least float32, whatever the autocast."""
     dtype = torch.promote_types(torch.promote_types(x.dtype, params.dtype), torch.float32)
     return x.to(dtype), params.to(dtype)
+
+
+def clip(x: Tensor, low: float, high: float) -> Tensor:
+    """Clamp; at the bounds themselves the gradient is 1, where some versions of torch have 0."""
+    return torch.where(x < low, low, torch.where(x > high, high, x))

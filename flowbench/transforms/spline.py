@@ -9,8 +9,9 @@ from torch import Tensor
 
 from flowbench.errors import UsageError
 from flowbench.kernels import rqs as kernel
-from flowbench.transforms.base import widen
-from flowbench.transforms.pick import Pick
+from flowbench.kernels.ordinary import ordinary
+from flowbench.transforms.base import clip, widen
+from flowbench.transforms.pick import Grid, pick
 
 BOUND = 4.0
 MIN_SIDE = 1e-3
@@ -95,25 +96,26 @@ class Spline:
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Map data to noise; see the class."""
         x, params = widen(x, params)
-        if self._has_kernel(x):
+        if self._has_kernel(x) and _followed_by_autograd(x, params):
             return self._kernel(x, params, inverse=False)
         return self.plain_forward(x, params)
 
     def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Map noise to data; see the class."""
         z, params = widen(z, params)
-        if self._has_kernel(z) and not _has_gradients(z, params):
+        known = self._has_kernel(z) and _followed_by_autograd(z, params)
+        if known and not _has_gradients(z, params):
             return self._kernel(z, params, inverse=True)
         return self.plain_inverse(z, params)
 
     def plain_forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """``forward`` in torch's own operations: for every device and type."""
-        inside = x.clamp(-self.bound, self.bound)
+        inside = clip(x, -self.bound, self.bound)
         return _outside_identity(x, inside, *_evaluate(inside, *self._piece(inside, params, 0)))
 
     def plain_inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """``inverse`` in torch's own operations."""
-        inside = z.clamp(-self.bound, self.bound)
+        inside = clip(z, -self.bound, self.bound)
         return _outside_identity(z, inside, *_solve(inside, *self._piece(inside, params, 1)))
 
     def outside(self, x: Tensor, params: Tensor) -> Tensor:
@@ -150,7 +152,7 @@ class Spline:
     def _piece(self, inside: Tensor, params: Tensor, axis: int) -> tuple[Tensor, ...]:
         """Find the piece of every feature: its corner, width, height and relative end slopes.
 
-        Not all K + 1 knots are computed: ``Pick`` reduces the K columns to the chosen one, the
+        Not all K + 1 knots are computed: ``pick`` reduces the K columns to the chosen one, the
         rest is elementwise.
 
         Args:
@@ -160,17 +162,8 @@ class Spline:
         """
         at, params = _broadcast((inside + self.bound) / (2 * self.bound), params)
         at = at.movedim(-1, 0)
-        scale = 1 - self.bins * MIN_SIDE
-        picked = Pick.apply(
-            _planes(params),
-            at.detach().flatten(),
-            self.bins,
-            axis,
-            MIN_SIDE,
-            scale,
-            self.mix,
-            self.reach,
-        )
+        grid = Grid(self.bins, axis, MIN_SIDE, self.mix, self.reach)
+        picked = pick(_planes(params), at.detach().flatten(), grid)
         k, p_sum, q_sum, r_left, r_right, *shares = (
             value.view(at.shape).movedim(0, -1) for value in picked
         )
@@ -211,7 +204,7 @@ def _evaluate(
     x: Tensor, x0: Tensor, w: Tensor, y0: Tensor, h: Tensor, a0: Tensor, a1: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Eqs. 4 and 5 on a piece; a0 and a1 are the slopes at its ends relative to s_k."""
-    xi = ((x - x0) / w).clamp(0, 1)
+    xi = clip((x - x0) / w, 0, 1)
     s, eta = h / w, 1 - xi
     # The chord from corner to corner, grouped so that rounding neither grows with s nor moves x at
     # all where the corners and slopes are the identity's.
@@ -228,13 +221,13 @@ def _solve(
     They are (1 − b)ξ² + bξ = ρ. Its discriminant is a sum of two positive terms in either form, and
     of the two forms of its root each is free of cancellation on one side of b = 0.
     """
-    rho = ((z - y0) / h).clamp(0, 1)
+    rho = clip((z - y0) / h, 0, 1)
     b = a0 * (1 - rho) + rho * (2 - a1)
     above = (b - 2).square() + 4 * (1 - rho) * (b - 1)
     discriminant = torch.where(b > 1, above, b * b + 4 * rho * (1 - b))
     root = discriminant.clamp_min(1e-30).sqrt()
     xi = torch.where(b < 0, root - b, 2 * rho) / torch.where(b < 0, 2 * (1 - b), b + root)
-    xi = xi.clamp(0, 1)
+    xi = clip(xi, 0, 1)
     return z + ((x0 - y0) + (w * xi - h * rho)), -_log_slope(xi, h / w, a0, a1)
 
 
@@ -250,6 +243,13 @@ def _log_slope(xi: Tensor, s: Tensor, a0: Tensor, a1: Tensor) -> Tensor:
     return torch.log(s * ratio / _denominator(xi, eta, a0, a1).square())
 
 
+def _followed_by_autograd(*tensors: Tensor) -> bool:
+    """Whether nothing but autograd, or the compiler, follows what is done with these."""
+    if torch.compiler.is_compiling():
+        return not torch.compiler.is_exporting()
+    return ordinary(*tensors)
+
+
 def _has_gradients(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
@@ -260,3 +260,13 @@ def _outside_identity(
     # The spline saw the clamped x; selecting after the clamp keeps the gradients outside finite.
     within = x == inside
     return torch.where(within, z, x), torch.where(within, log_slope, 0.0)
+
+
+def _plainly(x: Tensor, raw: Tensor, about: list[float], inverse: bool) -> tuple[Tensor, Tensor]:
+    bins, bound, _, *constants = about
+    kind = next(each for each in Spline.__subclasses__() if each.constants == constants)
+    spline = kind(int(bins), bound)
+    return (spline.plain_inverse if inverse else spline.plain_forward)(x, raw.T)
+
+
+kernel.register_gradients(_plainly)
