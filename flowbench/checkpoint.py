@@ -1,6 +1,5 @@
 """Checkpoints: written whole or not at all, when a run needs them, and read back with checks."""
 
-import pickle
 import signal
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from flowbench.archive import read_tensors
 from flowbench.atomic import replacing
 from flowbench.callbacks import EpochClock
 from flowbench.config import flat
@@ -23,6 +23,8 @@ from flowbench.parsing import build
 from flowbench.terminal import say
 
 CHECKPOINT_SECONDS = 120.0
+TRAINING = {"epoch", "global_step", "loader", "loops", "lr_schedulers", "optimizer_states"}
+"""What a checkpoint needs, besides weights, for training to continue."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -180,9 +182,14 @@ def check_resumable(path: Path, module: FlowModule) -> None:
     """Check that training of this module can continue from a checkpoint.
 
     Raises:
-        UsageError: The file is damaged, or was written by an experiment of another configuration.
+        UsageError: The file is damaged, holds weights only, or was written by an experiment of
+            another configuration.
     """
     content = _read(path)
+    if missing := sorted(TRAINING - content.keys()):
+        raise UsageError(
+            f"no training can continue from checkpoint {path}: {missing[0]} is missing"
+        )
     written = flat(asdict(build(content["flowbench"]["experiment"])))
     asked = flat(asdict(module.experiment))
     for key in sorted(written.keys() | asked.keys()):
@@ -204,17 +211,17 @@ def _fill(module: FlowModule, content: dict[str, Any], path: Path) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UsageError(f"checkpoint {path} cannot be read: there is no such file")
+    if path.stat().st_size == 0:
+        raise UsageError(f"checkpoint {path} cannot be read: it is empty")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        if not path.is_file():
-            reason = "there is no such file"
-        elif path.stat().st_size == 0:
-            reason = "it is empty"
-        else:
-            reason = "it is cut short, damaged or of another kind"
-        raise UsageError(f"checkpoint {path} cannot be read: {reason}") from error
+        content = read_tensors(path)
+    except OSError as error:
+        raise UsageError(f"checkpoint {path} cannot be read: {error}") from error
     about = content.get("flowbench") if isinstance(content, dict) else None
     if not isinstance(about, dict) or not {"experiment", "shape", "classes"} <= about.keys():
         raise UsageError(f"checkpoint {path} was not written by flowbench")
+    if not isinstance(content.get("state_dict"), dict):
+        raise UsageError(f"checkpoint {path} has no weights: state_dict is missing")
     return content

@@ -19,6 +19,26 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class OnlyOnce(yaml.SafeLoader):
+    """YAML's usual types; refuses a key that stands twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Read a mapping.
+
+        Raises:
+            yaml.constructor.ConstructorError: A key stands twice.
+        """
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    line = key.start_mark.line + 1
+                    reason = f"{key.value} stands twice, the second time in line {line}"
+                    raise yaml.constructor.ConstructorError(problem=reason)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: Path, what: str) -> dict[str, Any]:
     """Read a YAML file that holds a mapping.
 
@@ -26,7 +46,7 @@ def read_yaml(path: Path, what: str) -> dict[str, Any]:
         UsageError: The file cannot be read or holds no mapping; the message calls it ``what``.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), OnlyOnce)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UsageError(f"{what} {path} cannot be read: {error}") from error
     if not isinstance(content, dict):

@@ -179,7 +179,9 @@ def read(path: Path, scale: str = QUICK) -> StudyFile:
     content = read_yaml(path, "study file")
     try:
         study = _study(path, scale, content)
-        return _as_grid(study) if study.sampler == GRID else _tried(study)
+        study = _as_grid(study) if study.sampler == GRID else _tried(study)
+        _check_once(study)
+        return study
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
 
@@ -217,6 +219,23 @@ def _study(path: Path, scale: str, content: Mapping[str, Any]) -> StudyFile:
     )
     _check_together(study)
     return study
+
+
+def _check_once(study: StudyFile) -> None:
+    """Refuse two values for one key, of which one would silently win."""
+    varied = [part for joined in study.space for part in parts(joined)]
+    for key in varied:
+        if varied.count(key) > 1:
+            raise UsageError(f"{key} stands twice in space: leave one of them out")
+        if _has(study.base, key):
+            raise UsageError(f"{key} stands in space and has a value besides: leave one out")
+
+
+def _has(values: Any, key: str) -> bool:
+    first, _, rest = key.partition(".")
+    if not isinstance(values, Mapping) or first not in values:
+        return False
+    return not rest or _has(values[first], rest)
 
 
 def _check_together(study: StudyFile) -> None:

@@ -85,6 +85,8 @@ WRONG_FILES = {
     "model: 3": "model = 3 is not valid: a mapping of transform, blocks",
     "- 1": "is not a mapping",
     "model: [1,": "configuration file .* cannot be read",
+    "seed: 1\nname: a\nseed: 2": "seed stands twice, the second time in line 3",
+    "model: {width: 32, width: 64}": "width stands twice, the second time in line 1",
 }
 
 

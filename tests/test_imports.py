@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "flowbench"
 LAYERS = [
-    ["errors", "atomic", "seeding"],
+    ["errors", "archive", "atomic", "seeding"],
     ["terminal", "means", "config"],
     ["space", "parsing", "schema"],
     ["study"],

@@ -1,5 +1,6 @@
 """The module: its optimiser, its schedule, its noise, and means that are exact."""
 
+import io
 import math
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from lightning.pytorch import Trainer
 from torch import nn
 
 from flowbench import callbacks
-from flowbench.checkpoint import load
+from flowbench.checkpoint import check_resumable, load
 from flowbench.config import Experiment, Optim
 from flowbench.data.module import FlowData
 from flowbench.errors import UsageError
@@ -265,8 +266,16 @@ def wider(content: dict[str, Any]) -> dict[str, Any]:
     return content
 
 
+def without(written: bytes, key: str) -> bytes:
+    content, made = torch.load(io.BytesIO(written)), io.BytesIO()
+    del content[key]
+    torch.save(content, made)
+    return made.getvalue()
+
+
 BROKEN = {
     "it is empty": lambda _: b"",
+    "has no weights: state_dict is missing": lambda good: without(good, "state_dict"),
     "it is cut short, damaged": lambda good: good[: len(good) // 2],
     "it is cut short, damaged or": lambda _: b"x" * 1000,
     "was not written by flowbench": {"state_dict": {}},
@@ -288,6 +297,28 @@ def test_a_broken_checkpoint_is_told(told: str, tmp_path: Path) -> None:
         torch.save(damage, path)
     with pytest.raises(UsageError, match=told):
         load(path)
+
+
+def test_no_flipped_bit_of_a_checkpoint_changes_a_weight(tmp_path: Path) -> None:
+    path = tmp_path / "c.ckpt"
+    right = written(path).state_dict()
+    whole = path.read_bytes()
+    told = 0
+    for place in range(0, len(whole), len(whole) // 150):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 64]) + whole[place + 1 :])
+        try:
+            found = load(path).state_dict()
+        except UsageError:
+            told += 1
+        else:
+            assert all(torch.equal(found[key], right[key]) for key in right)
+    assert told > 100
+
+
+def test_training_does_not_continue_from_weights_alone(tmp_path: Path) -> None:
+    module = written(tmp_path / "c.ckpt")
+    with pytest.raises(UsageError, match=r"can continue from .*c\.ckpt: epoch is missing"):
+        check_resumable(tmp_path / "c.ckpt", module)
 
 
 def test_a_missing_checkpoint_is_told(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_points_take_turns_and_the_scale_overrides(tmp_path: Path) -> None:
 
 def test_coupled_keys_vary_together(tmp_path: Path) -> None:
     coupled = {"model.blocks,model.layers": [[1, 8], [8, 1]], "data.batch": [10, 20]}
-    study = read(write(tmp_path, space=coupled, seeds=[3]))
+    study = read(write(tmp_path, base={}, space=coupled, seeds=[3]))
     made = [point.experiment for point in study.points]
     named = [(e.model.blocks, e.model.layers, e.data.batch) for e in made]
     assert named == [(1, 8, 10), (1, 8, 20), (8, 1, 10), (8, 1, 20)]
@@ -192,7 +192,7 @@ def test_a_search_has_a_space_and_no_points(tmp_path: Path) -> None:
     varied = {"optim.lr": RATE, "model.blocks": BLOCKS, "model.layers": {**BLOCKS, "step": 3}}
     search = {"sampler": "tpe", "objectives": objectives, "trials": 7, "failures": 0}
     scales = {"quick": {"space": {"model.transform": ["affine"]}}, "full": {"trials": 70}}
-    study = read(write(tmp_path, space=varied, scales=scales, **search))
+    study = read(write(tmp_path, base={}, space=varied, scales=scales, **search))
     assert study.points == ()
     assert study.space == {
         "optim.lr": Range(1e-4, 1e-2, None, True),
@@ -252,6 +252,14 @@ WRONG: dict[str, dict[str, Any]] = {
     "unknown key gird: valid are question, expected, cost, base, space, scales, seeds": {"gird": 1},
     "unknown key model.widht": {"base": {"model": {"widht": 3}}},
     "unknown key model.transfrom": {"space": {"model.transfrom": ["affine"]}},
+    "model.blocks stands in space and has a value besides": {"space": {"model.blocks": [1, 2]}},
+    "model.width stands in space and has a value besides": {
+        "base": {},
+        "space": {"model.width": [16, 32]},
+    },
+    "data.batch stands twice in space": {
+        "space": {"data.batch": [1, 2], "data.batch, model.layers": [[3, 4]]},
+    },
     "unknown key model.layres": {"space": {"model.blocks, model.layres": [[1, 2]]}},
     "model.blocks = 0 is not valid": {"space": {"model.blocks": [1, 0]}},
     "model = 3 is not valid: a mapping of": {"space": {"model": [3]}},

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowbench.archive import read_tensors
 from flowbench.atomic import locked, replacing
 from flowbench.errors import UsageError
 from flowbench.terminal import say
@@ -70,9 +71,9 @@ def read(path: Path) -> dict[str, Any]:
         UsageError: It is missing, damaged or another file.
     """
     try:
-        file = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises nearly anything on a broken file
-        raise UsageError(f"{path} is damaged or of another kind") from error
+        file = read_tensors(path)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
     if isinstance(file, dict) and {"content", "digest"} <= file.keys():
         content: dict[str, Any] = file["content"]
         if file["digest"] == digest({"name": path.name, "content": content}):
