@@ -24,20 +24,26 @@ SEARCH = {
 }
 
 
+def base(space: dict[str, Any]) -> dict[str, Any]:
+    """The tiny experiment's options but those that vary, for one epoch."""
+    nested: dict[str, Any] = {}
+    for key, value in {**tiny.OPTIONS, "trainer.max_epochs": 1}.items():
+        group, _, name = key.rpartition(".")
+        if not any(key in joined for joined in space):
+            nested.setdefault(group, {})[name] = value
+    return nested
+
+
 def study(directory: Path, **changes: Any) -> StudyFile:
     """Write and read a grid of two transforms and two seeds, or what the changes make of it."""
-    base: dict[str, Any] = {}
-    for key, value in tiny.OPTIONS.items():
-        group, _, name = key.rpartition(".")
-        base.setdefault(group, {})[name] = value
-    base["trainer"]["max_epochs"] = 1
+    changes = changes if "space" in changes else {**GRID, **changes}
     content = {
         "question": "Which?",
         "expected": "This one.",
         "cost": {"quick": "seconds"},
-        "base": base,
+        "base": base(changes["space"]),
         "scales": {"quick": {}},
-        **(changes if "space" in changes else {**GRID, **changes}),
+        **changes,
     }
     directory.mkdir(exist_ok=True)
     file = directory / "which.yaml"

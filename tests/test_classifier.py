@@ -195,7 +195,7 @@ def test_a_damaged_file_is_trained_anew_and_told(splits, tmp_path, trainings, ca
     path.write_bytes(path.read_bytes()[:5000])
     capsys.readouterr()
     assert extractor(splits, "folder", tmp_path, QUICK).weights == first.weights
-    assert f"{path} is damaged" in capsys.readouterr().err
+    assert f"{path} cannot be read: it is cut short" in capsys.readouterr().err
     assert len(trainings) == 2
 
 

@@ -114,9 +114,9 @@ def test_a_seed_means_the_same_images_whatever_the_batch(how: Sampling) -> None:
     one, three, all_ = (draw(flow, y, how, batch) for batch in (1, 3, 64))
     assert one.dtype == torch.float32
     assert one.shape == (10, *SHAPE)
-    torch.testing.assert_close(one, all_, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(three, all_, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(draw(flow, y, how), all_, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(one, all_, rtol=1e-5, atol=5e-5)
+    torch.testing.assert_close(three, all_, rtol=1e-5, atol=5e-5)
+    torch.testing.assert_close(draw(flow, y, how), all_, rtol=1e-5, atol=5e-5)
     difference = to_pixels(one).astype(int) - to_pixels(all_)
     assert np.abs(difference).max() <= 1
     assert (difference != 0).mean() < 0.01
