@@ -7,6 +7,7 @@ import optuna
 import tiny
 import yaml
 
+from flowbench.space import parts, put
 from flowbench.study import StudyFile, read
 from flowbench.sweep.optuna_study import PARENT_RUN, open_study
 from flowbench.sweep.parent import journal
@@ -26,12 +27,9 @@ SEARCH = {
 
 def base(space: dict[str, Any]) -> dict[str, Any]:
     """The tiny experiment's options but those that vary, for one epoch."""
-    nested: dict[str, Any] = {}
-    for key, value in {**tiny.OPTIONS, "trainer.max_epochs": 1}.items():
-        group, _, name = key.rpartition(".")
-        if not any(key in joined for joined in space):
-            nested.setdefault(group, {})[name] = value
-    return nested
+    options = {**tiny.OPTIONS, "trainer.max_epochs": 1}
+    varied = [part for joined in space for part in parts(joined)]
+    return put({}, {key: value for key, value in options.items() if key not in varied})
 
 
 def study(directory: Path, **changes: Any) -> StudyFile:

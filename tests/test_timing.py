@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import studies
 import tiny
 import yaml
 
@@ -26,13 +27,14 @@ LABELS = ["additive blocks 2", "affine blocks 1", "affine blocks 2"]
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> StudyFile:
     coupled = [["affine", 1], ["affine", 2], ["additive", 2]]
+    space = {"model.transform, model.blocks": coupled}
     content = {
         "question": "How long?",
         "expected": "Seconds.",
         "cost": {"quick": "seconds"},
         "mode": "timing",
-        "base": put({}, {**tiny.OPTIONS, "trainer.max_epochs": ROUNDS}),
-        "space": {"model.transform, model.blocks": coupled},
+        "base": put(studies.base(space), {"trainer.max_epochs": ROUNDS}),
+        "space": space,
         "scales": {"quick": {}},
     }
     file = tmp_path_factory.mktemp("study") / "times.yaml"
