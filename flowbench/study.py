@@ -224,18 +224,12 @@ def _study(path: Path, scale: str, content: Mapping[str, Any]) -> StudyFile:
 def _check_once(study: StudyFile) -> None:
     """Refuse two values for one key, of which one would silently win."""
     varied = [part for joined in study.space for part in parts(joined)]
+    fixed = flat(study.base)
     for key in varied:
         if varied.count(key) > 1:
             raise UsageError(f"{key} stands twice in space: leave one of them out")
-        if _has(study.base, key):
+        if any(f"{name}.".startswith(f"{key}.") for name in fixed):
             raise UsageError(f"{key} stands in space and has a value besides: leave one out")
-
-
-def _has(values: Any, key: str) -> bool:
-    first, _, rest = key.partition(".")
-    if not isinstance(values, Mapping) or first not in values:
-        return False
-    return not rest or _has(values[first], rest)
 
 
 def _check_together(study: StudyFile) -> None:

@@ -109,8 +109,9 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run over all tokens at once; x ``[B, T, C]`` -> ``[B, T, C]``."""
-        if self.has_kernel(x):
-            return fused.layer(x, self.kind, self.maps(), self._without_kernels)
+        maps = self.maps()
+        if fused.fits(x, self.kind, maps):
+            return fused.layer(x, self.kind, maps, self._without_kernels)
         return self.plain(x)
 
     def has_kernel(self, x: Tensor) -> bool:

@@ -23,7 +23,7 @@ typedef struct {
     float bound, min_side, min_slope, max_log_bend;
 } Spline;
 
-/* What `Pick` selects: of the lanes' pieces and, if stable, of the neighbours at the left (l) and
+/* What `pick` selects: of the lanes' pieces and, if stable, of the neighbours at the left (l) and
    right (r). */
 typedef struct {
     lanes k, p, p_l, p_r, q, q_l, q_r, p_sum, q_sum, r_l, r_r;

@@ -1,8 +1,8 @@
 """The K-wide part of a spline: softmaxes, running sums, bin search and selection, fast both ways.
 
-Autograd would keep and traverse a dozen tensors K wide; by hand it takes two, and the gradient of
-everything after the selection is elementwise. Memory runs along the features, not the bins, so
-that the processor's vectors are full.
+Autograd would keep and traverse a dozen tensors K wide; by hand the raw parameters suffice, and the
+gradient of everything after the selection is elementwise. Memory runs along the features, not the
+bins, so that the processor's vectors are full.
 """
 
 from typing import Any, NamedTuple

@@ -96,15 +96,14 @@ class Spline:
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Map data to noise; see the class."""
         x, params = widen(x, params)
-        if self._has_kernel(x) and _followed_by_autograd(x, params):
+        if self._has_kernel(x, params):
             return self._kernel(x, params, inverse=False)
         return self.plain_forward(x, params)
 
     def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Map noise to data; see the class."""
         z, params = widen(z, params)
-        known = self._has_kernel(z) and _followed_by_autograd(z, params)
-        if known and not _has_gradients(z, params):
+        if self._has_kernel(z, params) and not _has_gradients(z, params):
             return self._kernel(z, params, inverse=True)
         return self.plain_inverse(z, params)
 
@@ -126,8 +125,9 @@ class Spline:
         """Name the hand-written kernels that run on a tensor of this device and type."""
         return ("rqs",) if self._has_kernel(x) else ()
 
-    def _has_kernel(self, x: Tensor) -> bool:
-        return self.native and x.is_cpu and x.dtype == torch.float32
+    def _has_kernel(self, x: Tensor, *params: Tensor) -> bool:
+        known = self.native and x.is_cpu and x.dtype == torch.float32
+        return known and _followed_by_autograd(x, *params)
 
     def _kernel(self, x: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
         """Run the kernel over x ``[..., D]`` and params ``[..., D, 3K - 1]``, as they lie."""
