@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if command not in COMMANDS:
             raise UsageError(f"unknown command {command!r}: valid are {', '.join(COMMANDS)}")
+        _check_given(rest)
         COMMANDS[command](rest)
     except KeyboardInterrupt as stopped:
         say(" ".join(str(stopped).split()) or "stopped")
@@ -300,6 +301,14 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
     """Let SIGTERM end a command as Ctrl-C does."""
     raise KeyboardInterrupt
+
+
+def _check_given(arguments: Sequence[str]) -> None:
+    """Refuse an empty value, which would read as an option that was left out."""
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        name, equals, value = argument.partition("=")
+        if not (value if equals and name.startswith("--") else argument).strip():
+            raise UsageError(f"{name or before or 'an argument'} is empty: give a value")
 
 
 def _with_command(stopped: Interrupted, command: Sequence[str], results: Path) -> Interrupted:

@@ -2,7 +2,7 @@
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -58,11 +58,11 @@ class CheckpointCallback(Callback):
     signal inside an optimiser step would leave weights of no step. A second one stops at once.
 
     Args:
-        path: The checkpoint.
+        path: Gives the checkpoint's path, once training has begun.
         clock: The clock of the same trainer, which excludes the saving.
     """
 
-    def __init__(self, path: Path, clock: EpochClock) -> None:
+    def __init__(self, path: Callable[[], Path], clock: EpochClock) -> None:
         self.path = path
         self.clock = clock
         self._place: dict[str, Any] | None = None
@@ -143,7 +143,7 @@ class CheckpointCallback(Callback):
 
     def _save(self, trainer: Trainer) -> None:
         with self.clock.paused():
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path())
         self._saved = time.monotonic()
         self._stop_if_asked(trainer)
 

@@ -7,7 +7,8 @@ code that it configures.
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
@@ -20,6 +21,20 @@ def check(holds: bool, key: str, value: object, valid: str) -> None:
     """Raise a ``UsageError`` that says what would be valid, unless a condition holds."""
     if not holds:
         raise UsageError(f"{key} = {value!r} is not valid: {valid}")
+
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+"""A name that is safe as a part of a path, an address and a query: of a study or a group."""
+
+
+def check_name(key: str, name: str) -> None:
+    """Check the name of a study or of a group of runs; it becomes a directory.
+
+    Raises:
+        UsageError: It has other characters than the valid ones, or too many.
+    """
+    valid = "up to 100 letters a to z, digits and _ . -, a letter or digit first"
+    check(NAME.fullmatch(name) is not None, key, name, valid)
 
 
 @dataclass(frozen=True)
@@ -80,7 +95,7 @@ class Data:
     def __post_init__(self) -> None:
         for key in ("batch", "size"):
             check(getattr(self, key) >= 1, f"data.{key}", getattr(self, key), "at least 1")
-        check(self.noise_std > 0, "data.noise_std", self.noise_std, "a number above 0")
+        check(0 < self.noise_std < math.inf, "data.noise_std", self.noise_std, "a number above 0")
 
 
 @dataclass(frozen=True)
@@ -148,6 +163,43 @@ class Evaluate:
             check(getattr(self, key) >= 1, f"evaluate.{key}", getattr(self, key), "at least 1")
 
 
+def _whole(value: Any, least: int = 1) -> bool:
+    return type(value) is int and value >= least
+
+
+def _endless(value: Any) -> bool:
+    return value is None or value == -1 or _whole(value)
+
+
+def _part(value: Any) -> bool:
+    return value is None or _whole(value) or (isinstance(value, float) and 0 < value <= 1)
+
+
+_INTEGER = "an integer of at least 1"
+_PART = f"{_INTEGER}, that many batches, or a share in (0, 1], written with a point"
+TRAINER: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "max_epochs": (f"{_INTEGER}, or -1 for no limit", _endless),
+    "max_steps": (f"{_INTEGER}, or -1 for no limit", _endless),
+    "min_epochs": (f"{_INTEGER}, or null", lambda value: value is None or _whole(value)),
+    "min_steps": (f"{_INTEGER}, or null", lambda value: value is None or _whole(value)),
+    "accumulate_grad_batches": (_INTEGER, _whole),
+    "check_val_every_n_epoch": (_INTEGER, _whole),
+    "val_check_interval": (_PART, _part),
+    "limit_train_batches": (_PART, _part),
+    "limit_val_batches": (f"{_PART}; 0: no validation", lambda v: v == 0 or _part(v)),
+    "precision": (
+        "32-true, 64-true, bf16-mixed, or on a GPU 16-mixed",
+        lambda value: str(value) in ("None", "32", "64", "16", "bf16", *PRECISIONS),
+    ),
+    "strategy": (
+        "one whose processes each run this command, such as auto, ddp or fsdp",
+        lambda value: not any(kind in str(value) for kind in ("spawn", "fork", "notebook")),
+    ),
+}
+"""What Lightning takes but cannot train with, or bends silently: the valid values, and a test."""
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
+
+
 @dataclass(frozen=True)
 class Experiment:
     """One training run: everything that decides its result."""
@@ -178,6 +230,18 @@ class Experiment:
         check(0 <= self.seed < 2**32, "seed", self.seed, "an integer in [0, 2^32)")
         budget = self.seconds is None or 0 < self.seconds < math.inf
         check(budget, "seconds", self.seconds, "a number above 0, or null")
+
+        for part in self.name.split("/"):  # a study's has its scale behind a slash
+            check_name("name", part)
+        for key, value in flat(asdict(self)).items():
+            if isinstance(value, float):
+                check(math.isfinite(value), key, value, "a finite number")
+            if isinstance(value, str):
+                check(bool(value.strip()), key, value, "not empty")
+        for key, value in self.trainer.items():
+            if key in TRAINER:
+                valid, holds = TRAINER[key]
+                check(holds(value), f"trainer.{key}", value, valid)
 
     def digest(self) -> str:
         """Return a hash of the whole configuration."""

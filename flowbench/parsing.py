@@ -87,14 +87,24 @@ def parse(parser: "ArgumentParser", arguments: Sequence[str]) -> tuple[Experimen
     return experiment, parsed
 
 
+def check_arguments(kind: type, values: Mapping[str, Any], name: str) -> None:
+    """Check keyword arguments of a class against the types in its signature.
+
+    Raises:
+        UsageError: A value is of another type; the message calls the arguments ``name.key``.
+    """
+    given = {key: value for key, value in values.items() if value is not None}
+    _parser_of(kind, name).parse_object({name: given}, defaults=False)
+
+
 def _names(kind: type) -> list[str]:
     return [entry.name for entry in fields(kind)]
 
 
 @cache
-def _parser_of(kind: type) -> "ArgumentParser":
+def _parser_of(kind: type, name: str | None = None) -> "ArgumentParser":
     """Make a parser once: making it takes ten times as long as building an experiment."""
-    return _parser(kind, kind.__name__.lower())
+    return _parser(kind, kind.__name__.lower(), name=name)
 
 
 def experiment_parser(prog: str, description: str = "") -> "ArgumentParser":
@@ -104,7 +114,9 @@ def experiment_parser(prog: str, description: str = "") -> "ArgumentParser":
     return parser
 
 
-def _parser(kind: type, prog: str, description: str = "") -> "ArgumentParser":
+def _parser(
+    kind: type, prog: str, description: str = "", name: str | None = None
+) -> "ArgumentParser":
     from jsonargparse import ArgumentParser, set_parsing_settings
 
     class OneLine(ArgumentParser):
@@ -115,7 +127,7 @@ def _parser(kind: type, prog: str, description: str = "") -> "ArgumentParser":
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = OneLine(prog=prog, description=description)
-    parser.add_class_arguments(kind)
+    parser.add_class_arguments(kind, name)
     return parser
 
 
@@ -185,7 +197,7 @@ def _plainly(message: str, kind: type) -> str:
         valid = ", ".join(_names(kind))
         return f"unknown key {unknown[1]}: valid are {valid}"
     one = r"Expected an? (?P<one>.+?)\. Got value: "
-    several = r"Subtypes: \[(?P<several>.+?)\].*Given value: "
+    several = r"Subtypes: \[(?P<several>[^\n]+)\].*Given value: "
     wrong = re.search(rf'key "(?P<key>[\w.]+)":.*?(?:{one}|{several})(?P<value>.*)', message, re.S)
     if not wrong:
         return message

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flowbench import schema
-from flowbench.config import Experiment, check, flat
+from flowbench.config import Experiment, check, check_name, flat
 from flowbench.errors import UsageError
 from flowbench.parsing import build, parse_as, read_yaml
 from flowbench.space import LIST, Choice, Range, merge, parts, put, read_space
@@ -178,6 +178,7 @@ def read(path: Path, scale: str = QUICK) -> StudyFile:
         raise UsageError(f"there is no study file {path}; here are: {shipped or 'none'}")
     content = read_yaml(path, "study file")
     try:
+        check_name("the file's name", path.stem)
         study = _study(path, scale, content)
         study = _as_grid(study) if study.sampler == GRID else _tried(study)
         _check_once(study)

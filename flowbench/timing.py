@@ -14,13 +14,14 @@ from flowbench.callbacks import EpochClock
 from flowbench.config import flat
 from flowbench.data.module import FlowData
 from flowbench.errors import Interrupted
-from flowbench.experiment import facts, known_warnings, make_trainer
 from flowbench.module import FlowModule
+from flowbench.recording import facts
 from flowbench.space import put
 from flowbench.study import Point, StudyFile
 from flowbench.terminal import duration, say
 from flowbench.tracking.store import PARENT, Run, Store
 from flowbench.tracking.tables import children
+from flowbench.trainer import known_warnings, make_trainer
 
 BUSY = 0.5
 """Load average above which another program must be running; this command adds 0.2."""

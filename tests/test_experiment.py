@@ -1,5 +1,6 @@
 """One experiment: interrupted anywhere and resumed, it ends as if it had never been."""
 
+import math
 import signal
 from collections.abc import Callable
 from functools import cache
@@ -285,7 +286,31 @@ REFUSED = {
     "trainer.gradient_clip_val cannot be set: set optim.clip": {"trainer__gradient_clip_val": 1},
     "trainer.max_epochs = -1, trainer.max_steps = None is not": {"trainer__max_epochs": -1},
     "trainer.max_epochs = 'x'": {"trainer__max_epochs": "x"},
-    "trainer: .*nonsense": {"trainer__precision": "nonsense"},
+    "trainer.precision = 'nonsense' is not valid: 32-true": {"trainer__precision": "nonsense"},
+    "trainer.precision = 'bf16-true'": {"trainer__precision": "bf16-true"},
+    "trainer.precision = '16-mixed' is not.*on a CPU": {"trainer__precision": "16-mixed"},
+    "trainer.deterministic = 'foo'.*true or false": {"trainer__deterministic": "foo"},
+    "trainer.min_epochs = 'a'": {"trainer__min_epochs": "a"},
+    "trainer.accumulate_grad_batches = -1": {"trainer__accumulate_grad_batches": -1},
+    "trainer.accumulate_grad_batches = 2.5": {"trainer__accumulate_grad_batches": 2.5},
+    "trainer.max_steps = 0": {"trainer__max_steps": 0},
+    "trainer.fast_dev_run cannot be set": {"trainer__fast_dev_run": True},
+    "trainer.overfit_batches cannot be set": {"trainer__overfit_batches": 2},
+    "trainer.limit_train_batches = 0 is": {"trainer__limit_train_batches": 0},
+    "trainer: .*0.0001": {"trainer__limit_train_batches": 0.0001},
+    "trainer.val_check_interval = 0": {"trainer__val_check_interval": 0},
+    "trainer: .*val_check_interval": {"trainer__val_check_interval": 1000},
+    "trainer.check_val_every_n_epoch = 0": {"trainer__check_val_every_n_epoch": 0},
+    "trainer: .*torch_xla": {"trainer__accelerator": "tpu"},
+    "trainer.strategy = 'ddp_spawn'": {"trainer__strategy": "ddp_spawn"},
+    "trainer: .*profiler": {"trainer__profiler": "nix"},
+    "evaluate.guidance = inf is not valid: a finite number": {"evaluate__guidance": math.inf},
+    "optim.clip = inf": {"optim__clip": math.inf},
+    "optim.weight_decay = inf": {"optim__weight_decay": math.inf},
+    "optim.warmup_epochs = inf": {"optim__warmup_epochs": math.inf},
+    "data.noise_std = inf": {"data__noise_std": math.inf},
+    r"name = '\.\.' is not valid": {"name": "../x"},
+    "data.root = '' is not valid": {"data__root": ""},
     "train-images": {"data__name": "mnist", "data__root": "/nowhere"},
 }
 
@@ -310,7 +335,7 @@ def test_nothing_is_recorded_that_was_not_measured(store: Store) -> None:
     options = {"trainer__check_val_every_n_epoch": 2, "trainer__max_epochs": 3}
     seldom = run(tiny.experiment(**options), store)
     epochs = {epoch for key, epoch in tiny.history(store, seldom.run_id) if key == "val/loss"}
-    assert epochs == {2}
+    assert epochs == {2, 3}  # the last is validated whatever the interval
 
     gaussian = run(tiny.experiment(data__noise="gaussian"), store)
     assert not any(key.endswith("/bpd") for key in gaussian.metrics)
@@ -323,6 +348,8 @@ def test_an_epoch_cut_short_has_no_time(store: Store) -> None:
     assert [point.step for point in losses] == [1, 2]
     times = store.client.get_metric_history(run_id, "seconds_per_epoch")
     assert [point.step for point in times] == [1]
+    validated = store.client.get_metric_history(run_id, "val/loss")
+    assert [point.step for point in validated] == [1, 2]  # though its last epoch ended early
 
 
 def test_metrics_are_recorded_once_an_epoch(shared: Store, whole: Callable[[str], str]) -> None:

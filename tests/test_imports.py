@@ -22,8 +22,8 @@ LAYERS = [
     ["evaluation"],
     ["module", "progress"],
     ["callbacks"],
-    ["checkpoint"],
-    ["measure"],
+    ["checkpoint", "recording"],
+    ["trainer", "measure"],
     ["experiment", "pretrained.__main__"],
     ["timing"],
     ["sweep", "report"],
@@ -37,7 +37,10 @@ ONLY = {
     "optuna": ["sweep"],
     "mlflow": ["tracking"],
     "torch_fidelity": ["evaluation"],
-    "lightning": ["module", "callbacks", "checkpoint", "data.module", "experiment", "progress"],
+    "lightning": [
+        *("module", "callbacks", "checkpoint", "data.module", "experiment", "progress"),
+        *("recording", "trainer"),
+    ],
     "jsonargparse": ["parsing"],
 }
 PURE = [

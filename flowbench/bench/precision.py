@@ -13,11 +13,11 @@ from flowbench.callbacks import EpochClock
 from flowbench.config import Experiment
 from flowbench.data.module import FlowData
 from flowbench.evaluation.likelihood import bits_per_dim
-from flowbench.experiment import known_warnings, make_trainer
 from flowbench.module import FlowModule
 from flowbench.parsing import build
 from flowbench.report.stats import interval
 from flowbench.terminal import tracked
+from flowbench.trainer import known_warnings, make_trainer
 
 MODEL = {"transform": "affine", "blocks": 2, "layers": 2, "width": 64}
 """Small, because it has to be trained to the end: while a loss still falls steeply, two trainings
