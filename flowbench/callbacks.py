@@ -185,6 +185,34 @@ class Budget(Callback):
             trainer.should_stop = True
 
 
+class Steps(Callback):
+    """Ends the training after a number of steps, and has that step's flow validated.
+
+    Lightning's own ``max_steps`` loses count of the epochs of a resumed run, and does not validate.
+
+    Args:
+        most: Steps of the whole run, all of its sittings together.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Train no further where all steps are done."""
+        trainer.should_stop |= trainer.global_step >= self.most
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Stop at the last step."""
+        trainer.should_stop |= trainer.global_step >= self.most
+
+
 class EpochRecord(Callback):
     """Passes the measurements of every finished epoch to a function, once.
 

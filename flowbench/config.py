@@ -175,6 +175,7 @@ def _part(value: Any) -> bool:
     return value is None or _whole(value) or (isinstance(value, float) and 0 < value <= 1)
 
 
+PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 _INTEGER = "an integer of at least 1"
 _PART = f"{_INTEGER}, that many batches, or a share in (0, 1], written with a point"
 TRAINER: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -197,7 +198,6 @@ TRAINER: dict[str, tuple[str, Callable[[Any], bool]]] = {
     ),
 }
 """What Lightning takes but cannot train with, or bends silently: the valid values, and a test."""
-PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
 
 @dataclass(frozen=True)

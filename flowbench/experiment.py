@@ -100,14 +100,16 @@ def run(
                 raise UsageError(f"trainer = {experiment.trainer} is not valid: it trains nothing")
             if record.stopped:
                 raise Pruned(f"run {recording.run_id} was stopped early")
-            _validate_last(trainer, module, data, recording)
+            # Unlike trainer.current_epoch this is right also where no step was left to train.
+            epochs = trainer.fit_loop.epoch_progress.current.processed
+            _validate_last(trainer, module, data, recording, epochs)
             trained = time.monotonic()
             if first:
                 lines.evaluating()
                 found = measure.measured(module, trainer.strategy.root_device, data, store)
             evaluated = time.monotonic()
             if first:
-                measure.record(store, recording.run_id, found, trainer.current_epoch)
+                measure.record(store, recording.run_id, found, epochs)
     except (KeyboardInterrupt, SystemExit) as error:
         if not recording.run_id:
             raise Interrupted("stopped before the first step was recorded") from error
@@ -120,14 +122,14 @@ def run(
 
 
 def _validate_last(
-    trainer: Trainer, module: FlowModule, data: FlowData, recording: Recording
+    trainer: Trainer, module: FlowModule, data: FlowData, recording: Recording, epoch: int
 ) -> None:
     """Validate the trained flow where Lightning validated earlier epochs only, or none."""
-    missing = trainer.limit_val_batches != 0 and recording.not_validated(trainer.current_epoch)
+    missing = trainer.limit_val_batches != 0 and recording.not_validated(epoch)
     if trainer.strategy.broadcast(missing):
         with known_warnings():
             trainer.validate(module, datamodule=data, verbose=False)
-        recording.validated(module.evaluated.take(), trainer.current_epoch)
+        recording.validated(module.evaluated.take(), epoch)
 
 
 def _callbacks(

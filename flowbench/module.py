@@ -133,6 +133,8 @@ class FlowModule(LightningModule):
         adam = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=not self._scaled())
         self.trainer.fit_loop.setup_data()  # else the number of batches may not be known yet
         total = self.trainer.estimated_stepping_batches  # infinite if seconds end the training
+        if (limit := self.experiment.trainer.get("max_steps") or -1) > 0:
+            total = min(total, limit)
         steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         warmup = min(optim.warmup_epochs * steps, total)
         floor = optim.min_lr / optim.lr

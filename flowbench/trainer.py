@@ -10,6 +10,7 @@ from typing import Any
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
+from flowbench.callbacks import Steps
 from flowbench.checkpoint import AtomicCheckpointIO
 from flowbench.config import Experiment, check
 from flowbench.errors import UsageError
@@ -63,11 +64,14 @@ def make_trainer(experiment: Experiment) -> Trainer:
         given = ", ".join(f"{key} = {value!r}" for key, value in ends.items())
         valid = "one of them ends the training, an integer above 0, or seconds does"
         raise UsageError(f"{given} is not valid: {valid}")
+    steps: int = options.get("max_steps") or -1
+    limits = {"max_steps": -1, "max_epochs": options.get("max_epochs") or -1}
     memory.keep()
     with refused_early(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*fp16 is not supported on CPU")  # refused below
         trainer = Trainer(
-            **{"devices": 1, "num_sanity_val_steps": 0, "max_epochs": -1, **QUIET, **options},
+            **{"devices": 1, "num_sanity_val_steps": 0, **QUIET, **options, **limits},
+            callbacks=[Steps(steps)] if steps > 0 else None,
             plugins=[AtomicCheckpointIO()],
             use_distributed_sampler=False,
         )

@@ -56,20 +56,28 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "ragged": {"trainer__accumulate_grad_batches": 4},
     "twice validated": {"trainer__val_check_interval": 0.5},
     "bfloat16": {"trainer__precision": "bf16-mixed"},
+    "by steps": {"trainer__max_epochs": -1, "trainer__max_steps": 10},
+    "seldom validated": {"trainer__check_val_every_n_epoch": 2, "trainer__max_epochs": 3},
 }
 PLACES = {
     "first batch": ("training", 0, 0),
     "mid-epoch": ("training", 1, 2),
     "last batch": ("training", 0, tiny.BATCHES - 1),
     "validation": ("validation", 0, 1),
+    "last step": ("training", 1, 3),
     "very end": ("training", 1, tiny.BATCHES - 1),
     "test": ("test", 2, 0),
 }
 
 
-CASES = [("plain", place) for place in PLACES] + [
-    (variant, "mid-epoch") for variant in VARIANTS if variant != "plain"
+EVERYWHERE = ("plain", "by steps")
+CASES = [
+    (variant, place)
+    for variant in EVERYWHERE
+    for place in PLACES
+    if (variant, place) != ("by steps", "very end")  # which it does not reach
 ]
+CASES += [(variant, "mid-epoch") for variant in VARIANTS if variant not in EVERYWHERE]
 
 
 @pytest.fixture(scope="module")
