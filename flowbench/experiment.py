@@ -101,7 +101,7 @@ def run(
             if record.stopped:
                 raise Pruned(f"run {recording.run_id} was stopped early")
             # Unlike trainer.current_epoch this is right also where no step was left to train.
-            epochs = trainer.fit_loop.epoch_progress.current.processed
+            epochs: int = trainer.fit_loop.epoch_progress.current.processed  # type: ignore[attr-defined]
             _validate_last(trainer, module, data, recording, epochs)
             trained = time.monotonic()
             if first:

@@ -7,6 +7,7 @@ import os
 import struct
 import tempfile
 import urllib.request
+import zlib
 from collections import namedtuple
 from itertools import chain
 from pathlib import Path
@@ -486,6 +487,53 @@ def test_decoded_as_seen_on_a_white_page(tmp_path, mode, color, suffix, options,
         image.putpalette(palette)
     image.save(path, **options)
     assert decode(path, 4, 3)[:, 2, 2].tolist() == expected
+
+
+def deep_colours(path: Path, value: int) -> None:
+    """Write a PNG of 16-bit colours, all of one value; PIL cannot write one."""
+    rows = (b"\0" + value.to_bytes(2, "big") * 3 * 4) * 4
+    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    chunks = [
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in parts
+    ]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
+@pytest.mark.parametrize("kind", ["16 png", "16 tif", "32 tif", "colours"])
+def test_eight_bits_in_a_deeper_file_are_refused_instead_of_black(tmp_path, kind):
+    """Many programs save 0 to 255 with more bits; of those the upper eight would be kept."""
+
+    def made(value: int) -> Path:
+        path = tmp_path / f"{value}.{'tif' if 'tif' in kind else 'png'}"
+        if kind == "colours":
+            deep_colours(path, value)
+        else:
+            Image.new("I" if "32" in kind else "I;16", (4, 4), value).save(path)
+        return path
+
+    assert decode(made(0x8000), 4, 3)[:, 2, 2].tolist() == [0x80] * 3
+    assert decode(made(256), 4, 3)[:, 2, 2].tolist() == [1] * 3
+    with pytest.raises(ValueError, match="no value is above 255: save it with 8 bits"):
+        decode(made(200), 4, 3)
+
+
+def test_a_pipe_among_the_images_is_refused_instead_of_read_for_ever(loose):
+    os.mkfifo(Path(loose.root) / "pipe.png")
+    with pytest.raises(UsageError, match=r"pipe\.png cannot be decoded \(not a file\)"):
+        load(loose)
+
+
+def test_the_only_directory_of_a_set_makes_no_classes(tmp_path):
+    (tmp_path / "all").mkdir()
+    for number in range(20):
+        save(tmp_path / "all" / f"{number:02d}.png", 10 * number)
+    splits = load(Data("folder", root=str(tmp_path), size=4, channels=1))
+    assert (splits.classes, splits.class_names, splits.train.labels) == (0, (), None)
 
 
 @pytest.mark.parametrize(("channels", "expected"), [(1, [76]), (3, RED)], ids=["grey", "colour"])

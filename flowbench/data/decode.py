@@ -14,7 +14,8 @@ def decode(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
     """The image turned upright, its short side resized to ``size``, and the centre cropped.
 
     Transparent pixels show white, the first frame stands for an animation, and of 16 bits the upper
-    eight are kept.
+    eight are kept. Deep pixels with nothing in those eight are refused: some programs write values
+    of 8 bits into deeper files, and they would become black.
 
     Args:
         path: The file.
@@ -27,7 +28,10 @@ def decode(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
     Raises:
         Exception: Not an image. PIL raises nearly anything on a broken file.
     """
+    if not path.is_file():
+        raise ValueError("not a file")  # opening a pipe would wait for ever
     with Image.open(path) as file:
+        _check_depth(file)
         image = _eight_bits(ImageOps.exif_transpose(file))
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -35,6 +39,16 @@ def decode(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
     image = image.convert("L" if channels == 1 else "RGB")
     image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
+
+
+DARK = "deeper than 8 bits, but no value is above 255: save it with 8 bits"
+
+
+def _check_depth(image: Image.Image) -> None:
+    """Refuse colours of 16 bits, of which PIL reads the upper 8, where those are all 0."""
+    deep = any(";16" in str(tile.args) for tile in image.tile) and len(image.getbands()) > 1
+    if deep and not np.asarray(image.convert("RGB")).any():
+        raise ValueError(DARK)
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -46,4 +60,6 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     deep = np.asarray(image).astype(np.int64)
     if deep.min() < 0 or deep.max() > 0xFFFF:
         raise ValueError("pixels of 32 bits are only read where their values fit into 16")
+    if 0 < deep.max() <= 0xFF:
+        raise ValueError(DARK)
     return Image.fromarray((deep >> 8).astype(np.uint8))

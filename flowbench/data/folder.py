@@ -1,4 +1,7 @@
-"""``folder``: one's own images, flat or in one sub-directory for each class."""
+"""``folder``: one's own images, flat or in one sub-directory for each class.
+
+A single sub-directory makes no classes.
+"""
 
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -27,8 +30,9 @@ def read(data: Data) -> Splits:
     """
     root = Path(data.root)
     paths = _scan(root)
-    nested = paths[0].parent != root
-    names = sorted({path.parent.name for path in paths}) if nested else []
+    names = sorted({path.parent.name for path in paths if path.parent != root})
+    nested = len(names) > 1  # the only directory is how sets without labels are often packed
+    names = names if nested else []
     number = {name: label for label, name in enumerate(names)}
     labels = torch.tensor([number.get(path.parent.name, 0) for path in paths])
 
