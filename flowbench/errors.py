@@ -9,6 +9,10 @@ class UsageError(ValueError):
     """A wrong key, file, shape or value; the message names it and says what would be valid."""
 
 
+class StoreError(UsageError):
+    """The store cannot be read or written; the data to record are not the cause."""
+
+
 class Diverged(UsageError):
     """A loss, a gradient, a density or a sample is not finite; the message says when and where."""
 

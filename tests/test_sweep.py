@@ -15,7 +15,7 @@ import tiny
 import torch
 from optuna.pruners import BasePruner, ThresholdPruner
 
-from flowbench.errors import Interrupted, UsageError
+from flowbench.errors import Interrupted, StoreError, UsageError
 from flowbench.module import FlowModule
 from flowbench.study import StudyFile
 from flowbench.sweep import parent, trial
@@ -26,7 +26,7 @@ from flowbench.sweep.planned import END, INDEX, OVERHEAD, OWNER, PlannedTrials
 from flowbench.sweep.stop import Stop
 from flowbench.sweep.storage import Storage
 from flowbench.tracking.provenance import STARTED, owner
-from flowbench.tracking.store import PARENT, Store, StoreError
+from flowbench.tracking.store import PARENT, Store
 
 pytestmark = tiny.LIBRARIES
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 """Ends of names, in lower case, of the files taken for images."""
@@ -44,7 +44,7 @@ def decode(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
 DARK = "deeper than 8 bits, but no value is above 255: save it with 8 bits"
 
 
-def _check_depth(image: Image.Image) -> None:
+def _check_depth(image: ImageFile.ImageFile) -> None:
     """Refuse colours of 16 bits, of which PIL reads the upper 8, where those are all 0."""
     deep = any(";16" in str(tile.args) for tile in image.tile) and len(image.getbands()) > 1
     if deep and not np.asarray(image.convert("RGB")).any():

@@ -10,7 +10,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from flowbench.config import Experiment
-from flowbench.errors import Pruned, UsageError
+from flowbench.errors import Pruned, StoreError, UsageError
 from flowbench.experiment import run
 from flowbench.study import StudyFile
 from flowbench.sweep.heartbeat import Heartbeat
@@ -31,7 +31,7 @@ from flowbench.sweep.planned import (
 from flowbench.sweep.samplers import label, suggest
 from flowbench.sweep.stop import Stop
 from flowbench.terminal import say
-from flowbench.tracking.store import PARENT, PRUNED, Run, Store, StoreError
+from flowbench.tracking.store import PARENT, PRUNED, Run, Store
 
 TIMES = ("seconds_per_epoch", "images_per_second")
 

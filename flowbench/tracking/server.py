@@ -20,14 +20,16 @@ def serve(results: Path, host: str, port: int) -> None:
             raise UsageError(f"the runs are on a server already: open {remote}")
         uri = remote
     else:
-        database = (results / "mlflow.db").resolve()
-        if not database.exists():
+        if not (results / "mlflow.db").exists():
             raise UsageError(f"nothing is recorded in {results}: run a study or train first")
-        uri = f"sqlite:///{database}"
+        from flowbench.tracking.store import Store
+
+        uri = Store(results).uri
     try:
         socket.create_server((host, port)).close()
-    except OSError as error:
-        raise UsageError(f"{host}:{port} cannot be listened on: {error.strerror}") from error
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or "a port is an integer from 0 to 65535"
+        raise UsageError(f"{host}:{port} cannot be listened on: {reason}") from error
     # Without the query MLflow opens its pages for language models, which show no runs.
     page = f"http://{host}:{port}/#/experiments?workflowType=machine_learning"
     say(f"{page} in about ten seconds; Ctrl-C ends it")

@@ -14,8 +14,9 @@ from typing import Any
 
 from flowbench import pretrained
 from flowbench.config import Experiment, flat, to_yaml
-from flowbench.errors import Pruned, UsageError
+from flowbench.errors import Pruned, StoreError, UsageError
 from flowbench.parsing import build, read_yaml
+from flowbench.tracking import database
 from flowbench.tracking.locks import exclusive, shown
 from flowbench.tracking.provenance import HOST, PID, is_orphan, owner, provenance
 
@@ -31,6 +32,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.entities import Run as Run
 from mlflow.exceptions import MlflowException
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 # MLflow logs every table that it creates, and the traceback of every error that it raises.
@@ -43,10 +45,6 @@ TRACEBACK = "traceback.txt"
 PRUNED = "flowbench.pruned"
 DATABASES = ("sqlite:", "postgresql")
 """Stores that this process opens itself; a server has its own database and artifacts."""
-
-
-class StoreError(UsageError):
-    """The store cannot be read or written; the data to record are not the cause."""
 
 
 @contextmanager
@@ -79,17 +77,21 @@ class Store:
     def __init__(self, results: Path) -> None:
         self.results = results
         self.artifacts: str | None = None
-        embedded = f"sqlite:///{(results / 'mlflow.db').resolve()}"
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or embedded
+        own = (results / "mlflow.db").resolve()
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or database.address(own)
+        file = Path(make_url(self.uri).database or "") if self.uri.startswith("sqlite:") else None
         try:
             results.mkdir(parents=True, exist_ok=True)
             if self.uri.startswith(DATABASES):
-                _prepare(self.uri)
-                self.artifacts = (results / "artifacts").resolve().as_uri()
+                _prepare(self.uri, file)
+                artifacts = (results / "artifacts").resolve()
+                self.artifacts = artifacts.as_uri()
+                if file == own:
+                    database.relocate(own, artifacts)
         except OSError as error:
             raise UsageError(f"results directory {results} cannot be written: {error}") from error
         with one_line_errors(self.uri):
-            self.client = MlflowClient(self.uri)
+            self.client: MlflowClient = database.Patient(MlflowClient(self.uri), file)  # type: ignore[assignment]
             self._reap()
 
     def experiment_id(self, name: str) -> str:
@@ -270,11 +272,10 @@ class Store:
                 self.finish(run.info.run_id, "KILLED")
 
 
-def _prepare(uri: str) -> None:
+def _prepare(uri: str, file: Path | None) -> None:
     """Create the tables of a database under a lock: created by several processes they break."""
     with one_line_errors(uri), exclusive(uri):
-        MlflowClient(uri).search_experiments(max_results=1)
-        if uri.startswith("sqlite:"):
-            connection = sqlite3.connect(uri.removeprefix("sqlite:///"))
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.close()
+        if file:
+            database.wait(lambda: database.prepare(file))
+        else:
+            MlflowClient(uri).search_experiments(max_results=1)
