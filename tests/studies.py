@@ -10,7 +10,7 @@ import yaml
 from flowbench.space import parts, put
 from flowbench.study import StudyFile, read
 from flowbench.sweep.optuna_study import PARENT_RUN, open_study
-from flowbench.sweep.parent import journal
+from flowbench.sweep.parent import ended_runs, journal
 from flowbench.sweep.planned import PlannedTrials
 from flowbench.sweep.stop import Stop
 from flowbench.sweep.storage import Storage
@@ -65,7 +65,7 @@ def run(
     storage = Storage(journal(which, store.results))
     opened = open_study(which, storage, store, new_version=False)
     made = PlannedTrials(opened, storage, which, which.trials)
-    made.prepare()
+    made.prepare(lambda: ended_runs(store, opened.user_attrs[PARENT_RUN]))
     arguments = WorkerArguments(
         file=str(which.path),
         scale=which.scale,

@@ -15,6 +15,7 @@ import tiny
 import torch
 from optuna.pruners import BasePruner, ThresholdPruner
 
+from flowbench.__main__ import main
 from flowbench.errors import Interrupted, StoreError, UsageError
 from flowbench.module import FlowModule
 from flowbench.study import StudyFile
@@ -102,6 +103,40 @@ def test_a_complete_study_runs_nothing_again(copy: Store, tmp_path: Path) -> Non
     run_id = sweep(which, copy)
     assert tiny.runs(copy) == before
     assert copy.get(run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("deleted", ["run", "parent", "experiment"])
+def test_what_was_deleted_in_the_pages_is_told_and_made_again(
+    deleted: str, copy: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    which = studies.study(tmp_path)
+    made = studies.run(which, copy)
+    parent = made.trials.user_attrs[PARENT_RUN]
+    first, *others = studies.recorded(copy, made)
+    if deleted == "run":
+        copy.client.delete_run(first.info.run_id)
+    elif deleted == "parent":
+        copy.client.delete_run(parent)
+    else:
+        copy.client.delete_experiment(first.info.experiment_id)
+    report = ["which/quick", "--results", str(copy.results)]
+    if deleted == "run":
+        main(["report", *report])
+        told = capsys.readouterr().err
+        assert "not in the store, though their trials are complete: trial 0" in told
+    again = studies.run(which, copy)
+    studies.assert_complete(copy, again)
+    told = capsys.readouterr().err
+    kept = {run.info.run_id for run in studies.recorded(copy, again)}
+    assert {run.info.run_id for run in others} < kept
+    if deleted == "run":
+        assert "trial 0 has ended, but its runs are not in the store" in told
+        assert first.info.run_id not in kept
+    else:
+        assert "was deleted: it is restored" in told
+        assert first.info.run_id in kept
+    assert len(kept) == 4
+    assert copy.get(parent).info.lifecycle_stage == "active"
 
 
 def test_what_a_trial_costs_beside_its_work_is_measured(copy: Store, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from flowbench.tracking.provenance import BOOT, HOST, NAMESPACE, PID, STARTED, o
 def made(tmp_path: Path) -> PlannedTrials:
     """A grid of four points, queued."""
     made = studies.planned(studies.study(tmp_path), Storage(str(tmp_path / "which.log")))
-    made.prepare()
+    made.prepare(all_recorded)
     return made
 
 
@@ -40,8 +40,13 @@ def search(tmp_path: Path) -> PlannedTrials:
     """Four random trials, queued."""
     which = studies.study(tmp_path, **studies.SEARCH)
     made = studies.planned(which, Storage(str(tmp_path / "which.log")))
-    made.prepare()
+    made.prepare(all_recorded)
     return made
+
+
+def all_recorded() -> dict[int, int]:
+    """Say that the store has the runs of every attempt."""
+    return dict.fromkeys(range(100), 1)
 
 
 def claimed(made: PlannedTrials, **process: str) -> Trial:
@@ -159,12 +164,12 @@ def test_a_stop_is_no_death(made: PlannedTrials) -> None:
 def test_a_command_tries_the_failed_points_of_a_grid_again(made: PlannedTrials) -> None:
     fail(made, claimed(made))
     assert claimed(made).user_attrs[INDEX] == 1
-    made.prepare()  # while somebody is at the study
+    made.prepare(all_recorded)  # while somebody is at the study
     assert made.count().failed == 1
     for attempt in made.last_attempts():
         if attempt.state == TrialState.RUNNING:
             made.trials.tell(attempt.number, [1.0])
-    made.prepare()
+    made.prepare(all_recorded)
     assert made.count().failed == 0
     again = claimed(made)
     assert (again.user_attrs[INDEX], again.user_attrs[TRY]) == (0, 1)
@@ -172,9 +177,19 @@ def test_a_command_tries_the_failed_points_of_a_grid_again(made: PlannedTrials) 
 
 def test_a_failure_is_a_result_of_a_search(search: PlannedTrials) -> None:
     fail(search, claimed(search))
-    search.prepare()
+    search.prepare(all_recorded)
     assert search.count().failed == 1
     assert claimed(search).user_attrs[INDEX] == 1
+
+
+def test_an_ended_trial_whose_runs_are_gone_is_queued_again(made: PlannedTrials) -> None:
+    for _ in range(4):
+        complete(made, claimed(made))
+    assert made.over()
+    made.prepare(lambda: {0: 1, 1: 1, 3: 1})
+    assert not made.over()
+    assert claimed(made).user_attrs[INDEX] == 2
+    assert made.claim() is None
 
 
 def test_a_kill_between_failure_and_queueing_loses_no_trial(made: PlannedTrials) -> None:
@@ -190,7 +205,7 @@ def test_a_number_of_trials_is_neither_passed_nor_missed(tmp_path: Path) -> None
     storage = Storage(str(tmp_path / "which.log"))
     for planned, more in ((4, 3), (2, 0), (6, 3)):  # the fourth of the first four stays queued
         made = studies.planned(which, storage, planned)
-        made.prepare()
+        made.prepare(all_recorded)
         ran = 0
         while ran < 3 and (trial := made.claim()):
             complete(made, trial)

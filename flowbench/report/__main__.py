@@ -88,6 +88,8 @@ def _read(name: str, results: Path, directory: Path | None) -> tuple["Study", "R
     )
     evaluation, search = tables.evaluation(store, children), tables.search(store, parent)
     evaluation[TIMING] = _timing(store, parent, runs)
+    if lost := tables.lost(runs, search):
+        say(f"not in the store, though their trials are complete: {lost}; sweep runs them again")
     return study, Recorded(runs, history, tables.samples(store, runs), evaluation, search)
 
 

@@ -48,7 +48,7 @@ def open_study(file: StudyFile, storage: Storage, store: Store, new_version: boo
         if PARENT_RUN not in study.user_attrs:
             study.set_user_attr(PARENT_RUN, _parent(file, name, store))
         try:
-            store.get(study.user_attrs[PARENT_RUN])
+            store.restore(study.user_attrs[PARENT_RUN])
         except UsageError as error:
             raise UsageError(
                 f"study {name} in {storage.place} has its runs in another store ({error}); "

@@ -1,6 +1,7 @@
 """The command's side of a sweep: opens the study, starts and watches workers, sums up."""
 
 import time
+from collections import Counter
 from pathlib import Path
 
 from optuna.trial import TrialState
@@ -16,7 +17,7 @@ from flowbench.sweep.record import record
 from flowbench.sweep.storage import Storage
 from flowbench.sweep.worker import WorkerArguments
 from flowbench.terminal import say
-from flowbench.tracking.store import PARENT, Store
+from flowbench.tracking.store import PARENT, PRUNED, Store
 
 LOOK_SECONDS = 1.0
 
@@ -71,7 +72,7 @@ def sweep(
             measure(study, store, parent)
         return parent
     planned = PlannedTrials(optuna_study, opened, study, trials or study.trials)
-    planned.prepare()
+    planned.prepare(lambda: ended_runs(store, parent))
     if store.get(parent).info.status != "RUNNING":  # else another command runs it too
         store.reopen(parent)
     with store.closing(parent):
@@ -82,6 +83,13 @@ def sweep(
             record(planned, store, parent)
         _conclude(planned)
     return parent
+
+
+def ended_runs(store: Store, parent: str) -> Counter[int]:
+    """Count a study's runs that are finished or pruned, by the number of their attempt."""
+    runs = store.search(f"tags.`{PARENT}` = '{parent}'")
+    ended = [run for run in runs if run.info.status == "FINISHED" or PRUNED in run.data.tags]
+    return Counter(int(run.data.tags[TRIAL]) for run in ended if TRIAL in run.data.tags)
 
 
 def _check(study: StudyFile, workers: int | None, trials: int | None) -> None:

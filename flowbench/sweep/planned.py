@@ -8,6 +8,7 @@ remembered, and a planned trial that has ended is not attempted again.
 
 import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from flowbench.study import StudyFile
 from flowbench.sweep.samplers import as_params
 from flowbench.sweep.storage import Storage
+from flowbench.terminal import say
 from flowbench.tracking.provenance import is_gone, is_local, owner
 
 # Attributes of an attempt in Optuna's storage; "place" is the index.
@@ -98,15 +100,26 @@ class PlannedTrials:
             backend.set_trial_state_values(trial_id, TrialState.RUNNING)
         return Trial(self.trials, trial_id)
 
-    def prepare(self) -> None:
+    def prepare(self, recorded: Callable[[], Mapping[int, int]]) -> None:
         """Queue what is missing, at the start of a command.
 
         Failed points of a grid are tried again, unless another command works on the study. In other
-        studies a failure is a result: the sampler has learnt from it.
+        studies a failure is a result: the sampler has learnt from it. A trial that ended, but whose
+        runs are no longer in the store, was deleted there, and is run again.
+
+        Args:
+            recorded: Counts the runs in the store that ended, by the number of their attempt.
         """
         with self.storage.locked():
             self._bring_up_to_date()
             attempts = self.last_attempts()
+            runs = recorded()  # read later than the attempts, each of which records before it ends
+            seeds = 1 if self.study.points else len(self.study.seeds)
+            needed = {TrialState.COMPLETE: seeds, TrialState.PRUNED: 1}
+            for attempt in attempts:
+                if runs.get(attempt.number, 0) < needed.get(attempt.state, 0):
+                    say(f"trial {attempt.number} has ended, but its runs are not in the store")
+                    self._queue(attempt.user_attrs[INDEX], attempt)
             busy = any(attempt.state == TrialState.RUNNING for attempt in attempts)
             if self.study.points and not busy:
                 for attempt in attempts:

@@ -16,6 +16,7 @@ from flowbench import pretrained
 from flowbench.config import Experiment, flat, to_yaml
 from flowbench.errors import Pruned, StoreError, UsageError
 from flowbench.parsing import build, read_yaml
+from flowbench.terminal import say
 from flowbench.tracking import database
 from flowbench.tracking.locks import exclusive, shown
 from flowbench.tracking.provenance import HOST, PID, is_orphan, owner, provenance
@@ -98,6 +99,9 @@ class Store:
         """Find the MLflow experiment of this name, or make it."""
         with one_line_errors(self.uri):
             if found := self.client.get_experiment_by_name(name):
+                if found.lifecycle_stage == "deleted":
+                    self.client.restore_experiment(found.experiment_id)
+                    say(f"experiment {name} was deleted: it is restored with its runs")
                 return str(found.experiment_id)
             location = f"{self.artifacts}/{name}" if self.artifacts else None
             return str(self.client.create_experiment(name, artifact_location=location))
@@ -180,6 +184,15 @@ class Store:
         with one_line_errors(self.uri):
             self.client.update_run(run_id, status="RUNNING")
         self.tag(run_id, {**owner(), **provenance()})
+
+    def restore(self, run_id: str) -> None:
+        """Bring back a run that was deleted in MLflow's pages, and its experiment."""
+        with one_line_errors(self.uri):
+            info = self.get(run_id).info
+            self.experiment_id(self.client.get_experiment(info.experiment_id).name)
+            if self.get(run_id).info.lifecycle_stage == "deleted":
+                self.client.restore_run(run_id)
+                say(f"run {info.run_name} was deleted: it is restored")
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""

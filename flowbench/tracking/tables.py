@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -245,3 +245,13 @@ def _plain(value: str) -> str | int | float:
     except json.JSONDecodeError:
         return value
     return number if type(number) in (int, float) else value
+
+
+def lost(runs: pd.DataFrame, search: Mapping[str, pd.DataFrame]) -> str:
+    """Name the complete trials of a study that have no run, since it was deleted; or nothing."""
+    trials = search.get(Path(TRIALS).stem)
+    if trials is None or "trial" not in runs:
+        return ""
+    complete = trials["trial"][trials["state"] == "COMPLETE"].astype(int)
+    recorded = set(runs["trial"].dropna().astype(int))
+    return ", ".join(f"trial {number}" for number in complete if number not in recorded)
