@@ -72,6 +72,7 @@ def run(
         Interrupted: A signal stopped it; the run is marked killed and can be resumed.
     """
     trainer = make_trainer(experiment)
+    protocol.check_possible(experiment.evaluate)
     seed_everything(experiment.seed, verbose=False)
     data = FlowData(experiment.data, experiment.seed)
     data.prepare_data()

@@ -46,6 +46,7 @@ def evaluate(
     module = load(store.checkpoint_of(run), device)
     experiment = module.experiment
     changed = replace(experiment, evaluate=replace(experiment.evaluate, **settings))
+    protocol.check_possible(changed.evaluate)
     module.experiment = changed
     data = FlowData(changed.data, changed.seed)
     data.prepare_data()
@@ -54,9 +55,9 @@ def evaluate(
         _write(found, out)
     if Path(run).exists() or run in pretrained.flows():
         return found.metrics
-    recorded = store.client.get_metric_history(run, "test/loss")
+    recorded = store.client.get_metric_history(run, "train/loss")
     if recorded and store.get(run).info.status == "FINISHED":
-        record(store, run, found, recorded[-1].step)
+        record(store, run, found, max(point.step for point in recorded))
     else:
         say(f"run {run} is not finished: the measurements are not recorded")
     return found.metrics
@@ -85,6 +86,8 @@ def _write(found: Evaluation, directory: Path) -> None:
     """Write images as pictures and as arrays, and tables as CSV."""
     for folder in ("samples", EVALUATION):
         (directory / folder).mkdir(parents=True, exist_ok=True)
+    if found.faults:
+        (directory / "traceback.txt").write_text("\n".join(found.faults), encoding="utf-8")
     for name, images in found.images.items():
         np.save(directory / f"{name}.npy", images)
         Image.fromarray(grid(images).squeeze()).save(directory / "samples" / f"{name}.png")

@@ -3,7 +3,8 @@
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -233,6 +234,39 @@ def _check_once(study: StudyFile) -> None:
             raise UsageError(f"{key} stands in space and has a value besides: leave one out")
 
 
+_NEEDS: dict[str, tuple[str, Callable[[Experiment], bool]]] = {
+    r"(?!val/)(fid|kid|precision|recall|agreement)_|patches/|samples/": (
+        "evaluate.samples above 0",
+        lambda experiment: experiment.evaluate.samples > 0,
+    ),
+    r"bayes/": (
+        "evaluate.bayes above 0 and model.conditional",
+        lambda experiment: experiment.evaluate.bayes > 0 and experiment.model.conditional,
+    ),
+    r"val/fid_": (
+        "evaluate.fidelity_every above 0",
+        lambda experiment: experiment.evaluate.fidelity_every > 0,
+    ),
+    r".*/bpd": ("data.noise = uniform", lambda experiment: experiment.data.noise == "uniform"),
+    r"test/nll": ("data.noise = gaussian", lambda experiment: experiment.data.noise == "gaussian"),
+    r"val/(?!loss)": (
+        "trainer.limit_val_batches above 0",
+        lambda experiment: experiment.trainer.get("limit_val_batches") != 0,
+    ),
+}
+"""What objectives, by the beginnings of their names, need of an experiment to be measured."""
+
+
+def _check_measured(study: StudyFile, experiment: Experiment) -> None:
+    """Refuse an objective that an experiment of the study will not measure."""
+    if study.mode == TIMING:
+        return
+    for objective in study.objectives:
+        for pattern, (valid, holds) in _NEEDS.items():
+            if re.match(pattern, objective) and not holds(experiment):
+                raise UsageError(f"objective {objective} needs {valid}")
+
+
 def _check_together(study: StudyFile) -> None:
     """Refuse settings that are valid, but not with one another."""
     if study.sampler == GRID:
@@ -261,6 +295,8 @@ def _as_grid(study: StudyFile) -> StudyFile:
         for seed in study.seeds
         for point, experiment in made
     ]
+    for point in points:
+        _check_measured(study, point.experiment)
     if study.mode == TIMING:
         _check_rounds([point.experiment for point in points])
     return replace(study, points=tuple(points), trials=len(points))
@@ -280,5 +316,5 @@ def _tried(study: StudyFile) -> StudyFile:
     first = {key: dimension.ends[0] for key, dimension in study.space.items()}
     for key, dimension in study.space.items():
         for value in dimension.ends:
-            study.experiment({**first, key: value}, study.seeds[0])
+            _check_measured(study, study.experiment({**first, key: value}, study.seeds[0]))
     return study

@@ -14,7 +14,9 @@ import torch
 from flowbench import callbacks, checkpoint
 from flowbench.config import Experiment
 from flowbench.errors import Diverged, Interrupted, UsageError
+from flowbench.evaluation import protocol
 from flowbench.experiment import run
+from flowbench.measure import evaluate
 from flowbench.module import FlowModule
 from flowbench.tracking.store import Store
 
@@ -319,6 +321,10 @@ REFUSED = {
     "data.noise_std = inf": {"data__noise_std": math.inf},
     r"name = '\.\.' is not valid": {"name": "../x"},
     "data.root = '' is not valid": {"data__root": ""},
+    "weights of Inception /nowhere: there is no such file": {
+        "evaluate__inception_weights": "/nowhere",
+        "evaluate__samples": 10,
+    },
     "train-images": {"data__name": "mnist", "data__root": "/nowhere"},
 }
 
@@ -332,6 +338,28 @@ def test_a_wrong_configuration_is_told_before_anything_is_recorded(told: str, st
 
 
 # What is measured
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), OSError("disk full")])
+def test_a_failing_evaluation_costs_nothing_that_was_trained(
+    error: Exception, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(protocol, "density", fails)
+        record = run(tiny.experiment(), store)
+    recorded = store.get(record.run_id)
+    assert recorded.info.status == "FINISHED"
+    assert str(error) in recorded.data.tags["skipped"]
+    assert "val/loss" in recorded.data.metrics
+    assert "test/loss" not in recorded.data.metrics
+    files = {file.path for file in store.client.list_artifacts(record.run_id)}
+    assert ("traceback.txt" in files) is isinstance(error, RuntimeError)
+    assert "test/loss" in evaluate(record.run_id, store, {})
+    assert "test/loss" in store.get(record.run_id).data.metrics
+    assert "disk full" not in store.get(record.run_id).data.tags["skipped"]
 
 
 def test_nothing_is_recorded_that_was_not_measured(store: Store) -> None:

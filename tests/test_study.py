@@ -323,6 +323,22 @@ WRONG: dict[str, dict[str, Any]] = {
     "objectives = .* is not valid: a mapping": {"objectives": ["val/loss"]},
     "objectives = {} is not valid": {"objectives": {}},
     "unknown objective val/los: valid is a metric": {"objectives": {"val/los": "minimize"}},
+    "objective fid_digits needs evaluate.samples above 0": {
+        "objectives": {"fid_digits": "minimize"},
+        "base": {"evaluate": {"samples": 0}},
+    },
+    "objective bayes/accuracy needs evaluate.bayes above 0 and model.conditional": {
+        "objectives": {"bayes/accuracy": "maximize"},
+        "base": {"model": {"conditional": False}},
+    },
+    "objective val/fid_digits needs evaluate.fidelity_every": {
+        "objectives": {"val/fid_digits": "minimize"}
+    },
+    "objective test/bpd needs data.noise = uniform": {
+        "objectives": {"test/bpd": "minimize"},
+        "base": {"data": {"noise": "gaussian"}},
+    },
+    "objective test/nll needs data.noise = gaussian": {"objectives": {"test/nll": "minimize"}},
     "objectives = 'min' is not valid: one of 'minimize', 'maximize'": {
         "objectives": {"val/loss": "min"}
     },

@@ -1,5 +1,6 @@
 """The Inception network of the usual FID and KID, where its weights are available."""
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ from flowbench.evaluation.extractor import Extractor, create
 from flowbench.terminal import say
 
 FILE = Path(URL_INCEPTION_V3).name
+HASH = FILE.removesuffix(".pth").rpartition("-")[2]
+"""Beginning of the published file's SHA-256, by torch's custom a part of its name."""
 
 
 def extractor(weights: Path | None = None) -> Extractor:
@@ -35,23 +38,33 @@ def extractor(weights: Path | None = None) -> Extractor:
             f"fid_inception and kid_inception need {FILE} of torch-fidelity's release v0.2.0, in "
             f"torch's directory hub/checkpoints or named by evaluate.inception_weights"
         )
-    try:
-        # torch-fidelity would run any code that a file of weights has in it.
-        torch.load(path, map_location="cpu", weights_only=True)
-        made = create(
-            "inception-v3-compat",
-            "inception",
-            colour=True,
-            feature_extractor_weights_path=str(path),
-        )
-    except Exception as error:  # torch raises nearly anything on a broken file
-        reason = "there is no such file" if not path.exists() else "damaged or of another network"
-        raise UsageError(
-            f"weights of Inception {path} cannot be used: {reason}; valid for "
-            f"evaluate.inception_weights is torch-fidelity's {FILE}"
-        ) from error
+    check_weights(path)
+    made = create(
+        "inception-v3-compat",
+        "inception",
+        colour=True,
+        feature_extractor_weights_path=str(path),
+    )
     if torch.cuda.is_available():
         made.network.cuda()
     else:
         say("FID by Inception on the CPU: some 5 minutes a core for every 1,000 images")
     return made
+
+
+def check_weights(path: Path) -> None:
+    """Check that a file is the published one; torch-fidelity would run any code in another.
+
+    Raises:
+        UsageError: It is missing, damaged or of another network.
+    """
+    valid = f"valid for evaluate.inception_weights is torch-fidelity's {FILE}"
+    if not path.is_file():
+        raise UsageError(f"weights of Inception {path}: there is no such file; {valid}")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if not found.startswith(HASH):
+        raise UsageError(
+            f"weights of Inception {path} are damaged or of another network: their SHA-256 begins "
+            f"with {found[: len(HASH)]}, not {HASH}; {valid}"
+        )

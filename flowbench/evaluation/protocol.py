@@ -1,5 +1,6 @@
 """The whole evaluation of a trained flow, in one call."""
 
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from torch import Tensor
 from flowbench.config import Evaluate, Experiment
 from flowbench.data import Splits
 from flowbench.decoding import Guidance
-from flowbench.errors import Diverged, Unavailable
+from flowbench.errors import Diverged, UsageError
 from flowbench.evaluation import classifier, fidelity, inception
 from flowbench.evaluation.bayes import classify
 from flowbench.evaluation.density import density
@@ -50,12 +51,14 @@ class Evaluation:
         images: uint8 arrays: ``samples`` and, where they apply, ``guided`` and
             ``denoised``, ``[rows, classes, H, W, C]``; ``trajectory``, from noise to image,
             ``[blocks + 1, classes, H, W, C]``.
+        faults: The traceback of every measurement that failed unexpectedly.
     """
 
     metrics: dict[str, float] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
     images: dict[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
 
 
 def evaluate(
@@ -63,8 +66,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure a flow on the test images by the experiment's protocol.
 
-    Measurements that the data, the machine or the flow do not allow are skipped, with a message and
-    a record.
+    A measurement that fails, for whatever reason, is skipped with a message and a record, so that
+    it never costs the others, nor the training before them.
 
     Args:
         flow: A trained flow in float32, on any device.
@@ -72,13 +75,11 @@ def evaluate(
         experiment: Its ``evaluate`` sets the amounts.
         splits: The data set.
         cache: Directory of results that several runs share: extractors, features of real images.
-
-    Raises:
-        UsageError: The cache cannot be written, or a file of weights is not valid.
     """
     found = Evaluation()
     settings, batch = experiment.evaluate, experiment.data.batch
-    _density(found, flow, dequantise, experiment, splits)
+    with _optional(found):
+        _density(found, flow, dequantise, experiment, splits)
     if settings.bayes and flow.classes:
         with _optional(found):
             judged = classify(flow, splits.test, dequantise, settings.bayes, TEST_NOISE, batch)
@@ -97,6 +98,16 @@ def evaluate(
                 with _optional(found):
                     _fidelity(found, extractor(), pixels, asked, splits, cache)
     return found
+
+
+def check_possible(settings: Evaluate) -> None:
+    """Check what an evaluation will need, before the training that precedes it.
+
+    Raises:
+        UsageError: The file of weights is missing, damaged or of another network.
+    """
+    if settings.inception_weights and settings.samples:
+        inception.check_weights(Path(settings.inception_weights))
 
 
 def check(flow: Flow, experiment: Experiment, splits: Splits, cache: Path) -> dict[str, float]:
@@ -188,8 +199,9 @@ def _density(
 def _patches(found: Evaluation, pixels: Tensor, splits: Splits, patch: int) -> None:
     quality = patch_quality(pixels, splits.test.pixels, splits.train.pixels, patch)
     found.metrics.update(quality.metrics)
-    places = ["patch", "row", "column"]
-    found.tables["patches"] = found.tables["patches"].merge(quality.patches, on=places)
+    if "patches" in found.tables:  # else the densities of the patches could not be measured
+        places = ["patch", "row", "column"]
+        found.tables["patches"] = found.tables["patches"].merge(quality.patches, on=places)
 
 
 def _extractors(
@@ -220,7 +232,11 @@ def _optional(found: Evaluation) -> Iterator[None]:
     """Skip a measurement that is not possible, and record why."""
     try:
         yield
-    except (Unavailable, Diverged) as reason:
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        if not isinstance(error, UsageError | OSError):
+            found.faults.append(traceback.format_exc())
+            reason = f"{type(error).__name__} ({reason}), a fault of flowbench or of this machine"
         say(f"not measured: {reason}")
         earlier = [found.tags["skipped"]] if "skipped" in found.tags else []
-        found.tags["skipped"] = "; ".join([*earlier, str(reason)])
+        found.tags["skipped"] = "; ".join([*earlier, reason])

@@ -215,14 +215,15 @@ class Runner:
         Raises:
             UsageError: One was not measured.
         """
-        metrics = self.store.get(run_id).data.metrics
+        recorded = self.store.get(run_id).data
+        metrics = recorded.metrics
         values = []
         for name in self.study.objectives:
             if name == "val/loss" and name not in metrics:
                 name = "train/loss"  # without validation the training loss has to do
             if name not in metrics:
-                has = ", ".join(sorted(metrics))
-                raise UsageError(f"objective {name} was not measured: the run has {has}")
+                why = recorded.tags.get("skipped") or f"the run has {', '.join(sorted(metrics))}"
+                raise UsageError(f"objective {name} was not measured: {why}")
             values.append(self._typical(run_id, name) if name in TIMES else metrics[name])
         return values
 
