@@ -1,9 +1,11 @@
 """The command line; each command imports the heavy modules that it needs."""
 
 import argparse
+import os
 import shlex
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from flowbench.errors import Interrupted, UsageError
 from flowbench.terminal import Parser, natural, positive, say
 
 INTERRUPTED = 130
+FAULT = 3
 RESULTS = Path("results")
 BENCHES = {
     "transform": (10, "the spline against those of other libraries"),
@@ -27,7 +30,10 @@ BENCHES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; return the exit status: 0, 2 after an error, 130 if stopped."""
+    """Run a command; return the exit status.
+
+    0 is success, 2 an error that the message explains, 3 a fault of flowbench, 130 a signal.
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     debug = "--debug" in arguments
     command, *rest = [a for a in arguments if a != "--debug"] or ["--help"]
@@ -39,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if command not in COMMANDS:
             raise UsageError(f"unknown command {command!r}: valid are {', '.join(COMMANDS)}")
         _check_given(rest)
+        _give_home()
         COMMANDS[command](rest)
     except KeyboardInterrupt as stopped:
         say(" ".join(str(stopped).split()) or "stopped")
@@ -48,6 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         say(f"error: {' '.join(str(error).split())}")
         return 2
+    except Exception as error:
+        if debug:
+            raise
+        what = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        say(f"error: {what}; this is a fault of flowbench; --debug shows where")
+        return FAULT
     finally:
         signal.signal(signal.SIGTERM, before)
     return 0
@@ -301,6 +314,18 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
     """Let SIGTERM end a command as Ctrl-C does."""
     raise KeyboardInterrupt
+
+
+def _give_home() -> None:
+    """Make a home directory where the system knows none, as in some containers.
+
+    Several libraries cannot be imported without.
+    """
+    try:
+        Path.home()
+    except RuntimeError:
+        os.environ["HOME"] = tempfile.mkdtemp(prefix="flowbench-home-")
+        say(f"HOME is not set: compiled kernels are kept in {os.environ['HOME']}, for now")
 
 
 def _check_given(arguments: Sequence[str]) -> None:

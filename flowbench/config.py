@@ -276,3 +276,19 @@ def options(of: type = Experiment, prefix: str = "") -> list[str]:
         nested = isinstance(entry.type, type) and is_dataclass(entry.type)
         names += options(entry.type, f"{own}.") if nested else [own]  # type: ignore[arg-type]
     return names
+
+
+def is_number(name: str) -> bool:
+    """Return whether the option of this dotted name takes numbers only.
+
+    Example:
+        >>> [is_number(name) for name in ("model.blocks", "model.heads", "data.noise")]
+        [True, False, False]
+    """
+    of: Any = Experiment
+    *groups, last = name.split(".")
+    for group in groups:
+        of = {entry.name: entry.type for entry in fields(of)}.get(group)
+        if not is_dataclass(of):
+            return False
+    return {entry.name: entry.type for entry in fields(of)}.get(last) in (int, float)

@@ -20,6 +20,7 @@ from flowbench.flow import Flow
 from flowbench.module import FlowModule
 from flowbench.progress import EpochLines
 from flowbench.recording import Judge, Recording
+from flowbench.size import check_fits
 from flowbench.tracking.store import Store
 from flowbench.trainer import known_warnings, make_trainer, refused_early
 
@@ -76,7 +77,9 @@ def run(
     seed_everything(experiment.seed, verbose=False)
     data = FlowData(experiment.data, experiment.seed)
     data.prepare_data()
-    module = FlowModule(experiment, data.splits.shape, data.splits.classes)
+    of_data = data.splits.shape, data.splits.classes
+    check_fits(experiment, *of_data, trainer.strategy.root_device)
+    module = FlowModule(experiment, *of_data)
     checkpoint = store.checkpoint(resume) if resume else None
     if checkpoint and checkpoint.exists():
         check_resumable(checkpoint, module)

@@ -24,14 +24,16 @@ def patchify(images: Tensor, patch: int) -> Tensor:
     """Cut images ``[B, channels, height, width]`` into ``[B, T, D]``, D = channels·patch²."""
     B, channels, height, width = images.shape
     tiles = images.view(B, channels, height // patch, patch, width // patch, patch)
-    return tiles.permute(0, 2, 4, 1, 3, 5).reshape(B, -1, channels * patch * patch)
+    return tiles.permute(0, 2, 4, 1, 3, 5).reshape(
+        B, tiles.shape[2] * tiles.shape[4], channels * patch * patch
+    )
 
 
 def unpatchify(tokens: Tensor, shape: tuple[int, int, int], patch: int) -> Tensor:
     """Undo ``patchify``: ``[B, T, D]`` -> ``[B, channels, height, width]``."""
     channels, height, width = shape
-    tiles = tokens.view(-1, height // patch, width // patch, channels, patch, patch)
-    return tiles.permute(0, 3, 1, 4, 2, 5).reshape(-1, *shape)
+    tiles = tokens.view(len(tokens), height // patch, width // patch, channels, patch, patch)
+    return tiles.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), *shape)
 
 
 class Step(NamedTuple):

@@ -16,6 +16,7 @@ from flowbench.data.module import FlowData
 from flowbench.errors import Interrupted
 from flowbench.module import FlowModule
 from flowbench.recording import facts
+from flowbench.size import check_fits
 from flowbench.space import put
 from flowbench.study import Point, StudyFile
 from flowbench.terminal import duration, say
@@ -136,8 +137,10 @@ def _label(point: Point) -> str:
 
 def _timed(point: Point, images: FlowData, run_id: str) -> Timed:
     images.prepare_data()
+    of_data = images.splits.shape, images.splits.classes
+    check_fits(point.experiment, *of_data, make_trainer(point.experiment).strategy.root_device)
     torch.manual_seed(point.seed)
-    module = FlowModule(point.experiment, images.splits.shape, images.splits.classes)
+    module = FlowModule(point.experiment, *of_data)
     return Timed(_label(point), module, images, run_id)
 
 

@@ -14,7 +14,7 @@ LAYERS = [
     ["study"],
     ["kernels"],
     ["transforms", "orders", "evaluation.likelihood"],
-    ["vit"],
+    ["vit", "size"],
     ["decoding"],
     ["flow"],
     ["pretrained"],

@@ -50,12 +50,14 @@ def peak_memory(work: Work) -> float:
         work()
         return float(torch.cuda.max_memory_allocated() - before)
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present memory
+        Path("/proc/self/clear_refs").write_text(
+            "5", encoding="utf-8"
+        )  # resets the peak to the present memory
     except OSError:
         return float("nan")
     before = psutil.Process().memory_info().rss
     work()
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith("VmHWM:"):
             return float(int(line.split()[1]) * 1024 - before)
     return float("nan")

@@ -32,12 +32,7 @@ def extractor(weights: Path | None = None) -> Extractor:
         Heusel et al., *GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash
         Equilibrium* (2017), https://arxiv.org/abs/1706.08500
     """
-    path = weights or Path(torch.hub.get_dir()) / "checkpoints" / FILE
-    if weights is None and not path.exists():
-        raise Unavailable(
-            f"fid_inception and kid_inception need {FILE} of torch-fidelity's release v0.2.0, in "
-            f"torch's directory hub/checkpoints or named by evaluate.inception_weights"
-        )
+    path = find(weights)
     check_weights(path)
     made = create(
         "inception-v3-compat",
@@ -50,6 +45,21 @@ def extractor(weights: Path | None = None) -> Extractor:
     else:
         say("FID by Inception on the CPU: some 5 minutes a core for every 1,000 images")
     return made
+
+
+def find(weights: Path | None) -> Path:
+    """Find the file of weights: the given one, or that in torch-fidelity's usual place.
+
+    Raises:
+        Unavailable: There is no file in the usual place.
+    """
+    path = weights or Path(torch.hub.get_dir()) / "checkpoints" / FILE
+    if weights is None and not path.exists():
+        raise Unavailable(
+            f"fid_inception and kid_inception need {FILE} of torch-fidelity's release v0.2.0, in "
+            f"torch's directory hub/checkpoints or named by evaluate.inception_weights"
+        )
+    return path
 
 
 def check_weights(path: Path) -> None:

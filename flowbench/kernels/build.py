@@ -78,22 +78,26 @@ def _load(name: str) -> ctypes.CDLL | None:
     features = [
         line for line in _processor().splitlines() if line.startswith(("flags", "Features"))
     ]
-    texts = [path.read_text() for path in (source, *sorted(HERE.glob("*.h")))]
+    texts = [path.read_bytes() for path in (source, *sorted(HERE.glob("*.h")))]
     key = [*texts, compiler, *FLAGS, *OPENMP, platform.platform(), *features[:1]]
     built = f"{name}-{hashlib.sha256(repr(key).encode()).hexdigest()[:16]}.so"
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowbench"
     try:
+        root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flowbench"
         root.mkdir(parents=True, exist_ok=True)
         if not (root / built).exists():
             _compile(compiler, source, root / built)
         return ctypes.CDLL(str(root / built))
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, RuntimeError, subprocess.CalledProcessError):  # RuntimeError: no home
         return None
 
 
 def _processor() -> str:
     path = Path("/proc/cpuinfo")
-    return path.read_text() if path.exists() else platform.processor()
+    return (
+        path.read_text(encoding="utf-8", errors="replace")
+        if path.exists()
+        else platform.processor()
+    )
 
 
 def _compile(compiler: str, source: Path, path: Path) -> None:

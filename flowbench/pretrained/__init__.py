@@ -20,7 +20,9 @@ LARGEST = 3 * 2**20
 def flows(directory: Path = HERE) -> dict[str, dict[str, Any]]:
     """Return what is known of every flow, by its name."""
     path = directory / INDEX
-    known: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+    known: dict[str, dict[str, Any]] = (
+        json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    )
     return known
 
 

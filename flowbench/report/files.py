@@ -12,8 +12,9 @@ from typing import NamedTuple, Self
 import numpy as np
 import pandas as pd
 
-from flowbench import schema
+from flowbench import config, schema
 from flowbench.errors import UsageError
+from flowbench.parsing import parse_as
 from flowbench.schema import (
     BATCH,
     BLOCKS,
@@ -84,10 +85,10 @@ class Study:
         """
         path = directory / STUDY
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            return parse_as(cls, json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError as error:
             raise UsageError(f"{path} does not exist: no report was made there") from error
-        except (TypeError, ValueError) as error:
+        except (TypeError, AttributeError, ValueError) as error:
             raise UsageError(f"{path} is not the description of a study: {error}") from error
 
 
@@ -165,12 +166,12 @@ def load(directory: Path) -> Recorded:
     """Read the files back, every digit of them; those of evaluation and search where they exist.
 
     Raises:
-        UsageError: A file is missing or lacks an indispensable column.
+        UsageError: A file is missing or damaged, lacks an indispensable column, or has text where
+            a number belongs.
     """
     try:
         runs, history = (_read(directory / name) for name in (RUNS, HISTORY))
-        with np.load(directory / SAMPLES) as archive:
-            samples = dict(archive)
+        samples = _pictures(directory / SAMPLES)
     except FileNotFoundError as error:
         wanted = f"{RUNS}, {HISTORY} and {SAMPLES}"
         raise UsageError(f"{error.filename} does not exist: a report has {wanted}") from error
@@ -179,6 +180,22 @@ def load(directory: Path) -> Recorded:
     paths = {name: directory / f"{name}.csv" for name in SEARCH}
     search = {name: _read(path, text=True) for name, path in paths.items() if path.exists()}
     return complete(Recorded(runs, history, samples, evaluation, search))
+
+
+def _pictures(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            samples = dict(archive)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # numpy and its ZIP reader raise nearly anything on a broken file
+        raise UsageError(f"{path} is damaged or no archive of images: {error}") from error
+    for name, images in samples.items():
+        if images.dtype != np.uint8 or images.ndim != 5 or images.size == 0:
+            found = f"{images.dtype} {list(images.shape)}"
+            valid = "uint8 [rows, classes, height, width, channels]"
+            raise UsageError(f"{path}: {name} is {found}; valid is {valid}")
+    return samples
 
 
 def _read(path: Path, text: bool = False) -> pd.DataFrame:
@@ -190,8 +207,25 @@ def _read(path: Path, text: bool = False) -> pd.DataFrame:
         table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=[""])
     except ValueError as error:
         raise UsageError(f"{path} is not a table of runs: {error}".replace("\n", " ")) from error
+    if twice := [name for name in columns if f"{name}.1" in columns]:
+        raise UsageError(f"{path} has the column {twice[0]} twice")
+    for name in columns.difference([*words, *NOT_NUMBERS]):
+        _check_numbers(path, name, table[name])
     truths = [name for name in table if pd.api.types.infer_dtype(table[name], True) == "boolean"]
     return table.assign(**{name: table[name].map(str, na_action="ignore") for name in truths})
+
+
+NOT_NUMBERS = {"objective", "parameter", "state", "error", "label"}
+
+
+def _check_numbers(path: Path, name: str, values: pd.Series) -> None:
+    """Check that a column has numbers, unless it is an option's that takes other values."""
+    if schema.is_setting(name) and not config.is_number(name):
+        return
+    wrong = values.notna() & pd.to_numeric(values, errors="coerce").isna()
+    if wrong.any():
+        line = int(wrong.to_numpy().argmax()) + 2
+        raise UsageError(f"{path}, line {line}: {name} is {values[wrong].iloc[0]!r}, not a number")
 
 
 @contextmanager

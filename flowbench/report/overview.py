@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from flowbench import schema
+from flowbench.errors import UsageError
 from flowbench.report import document, files, tables
 from flowbench.report.analysis import Analysis, analyses
 from flowbench.report.claims import Claim, Verdict, claims
@@ -224,10 +225,13 @@ def _sampling(results: Path) -> dict[str, float]:
     path = results / SAMPLING
     if not path.exists():
         return {}
-    table = pd.read_csv(path)
-    names = table["case"].str.removesuffix(", float32")
-    chosen = table[(table["setting"] == "500 images") & ~names.str.contains(",")]
-    return dict(zip(names[chosen.index], chosen["images_per_second"], strict=True))
+    try:
+        table = pd.read_csv(path, dtype={"case": str, "setting": str, "images_per_second": float})
+        names = table["case"].str.removesuffix(", float32")
+        chosen = table[(table["setting"] == "500 images") & ~names.str.contains(",")]
+        return dict(zip(names[chosen.index], chosen["images_per_second"], strict=True))
+    except (ValueError, KeyError) as error:
+        raise UsageError(f"{path} is not the table of flowbench bench sample: {error}") from error
 
 
 def _nonfinite(runs: pd.DataFrame) -> pd.Series:

@@ -31,19 +31,20 @@ def open_study(file: StudyFile, storage: Storage, store: Store, new_version: boo
         UsageError: The file has changed, or the store lacks the study's run.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with storage.errors(), storage.locked():
-        known = optuna.get_all_study_names(storage.backend)
-        version = max((_version(name, file.name) for name in known), default=0)
-        version += new_version or version == 0
-        name = file.name if version == 1 else f"{file.name}@{version}"
-        study = optuna.create_study(
-            study_name=name,
-            storage=storage.backend,
-            directions=[StudyDirection[name.upper()] for name in file.objectives.values()],
-            load_if_exists=True,
-        )
-        if DEFINITION not in study.user_attrs:
-            study.set_user_attr(DEFINITION, file.definition())
+    with storage.locked():
+        with storage.errors():
+            known = optuna.get_all_study_names(storage.backend)
+            version = max((_version(name, file.name) for name in known), default=0)
+            version += new_version or version == 0
+            name = file.name if version == 1 else f"{file.name}@{version}"
+            study = optuna.create_study(
+                study_name=name,
+                storage=storage.backend,
+                directions=[StudyDirection[name.upper()] for name in file.objectives.values()],
+                load_if_exists=True,
+            )
+            if DEFINITION not in study.user_attrs:
+                study.set_user_attr(DEFINITION, file.definition())
         check_same(file, study)
         if PARENT_RUN not in study.user_attrs:
             study.set_user_attr(PARENT_RUN, _parent(file, name, store))

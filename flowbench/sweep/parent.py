@@ -97,6 +97,11 @@ def _check(study: StudyFile, workers: int | None, trials: int | None) -> None:
         asked = first_experiment(study).trainer.get(key, 1)
         if asked != 1:  # each process of such a run would start the study again
             raise UsageError(f"trainer.{key} = {asked!r} is not valid in a study: 1")
+    if any(objective.endswith("_inception") for objective in study.objectives):
+        from flowbench.evaluation.inception import find
+
+        weights = first_experiment(study).evaluate.inception_weights
+        find(Path(weights) if weights else None)
     if trials and study.points:
         points = len(study.points)
         raise UsageError(f"--trials {trials} is not valid: this study is a grid of {points} points")

@@ -33,6 +33,8 @@ def preview(study: StudyFile, results: Path, trials: int | None = None) -> Itera
             yield f"{key}: {_words(dimension)}"
     yield ""
     yield f"time: {_time(study, results, trials or study.trials)}"
+    points = [point.experiment for point in study.points]
+    yield f"size: {_size(points or [first_experiment(study)])}"
     yield ""
     yield to_yaml(first_experiment(study)).rstrip()
 
@@ -51,6 +53,17 @@ def _words(dimension: Choice | Range) -> str:
     step = f", in steps of {dimension.step:g}" if dimension.step else ""
     log = ", by its logarithm" if dimension.log else ""
     return f"{dimension.low:g} to {dimension.high:g}{step}{log}"
+
+
+def _size(experiments: list[Experiment]) -> str:
+    """Say how large flows are, and about how much memory the training of the largest takes."""
+    from flowbench import size  # takes seconds, as torch does
+
+    shape = size.image_shape(experiments[0].data)
+    counts = sorted({size.parameters(each.model, shape, 10) for each in experiments})
+    most = max(size.memory(each, shape, 10) for each in experiments)
+    span = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
+    return f"{span} parameters, about {most / 2**30:.2g} GiB of memory a worker"
 
 
 def _time(study: StudyFile, results: Path, trials: int) -> str:

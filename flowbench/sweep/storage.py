@@ -6,10 +6,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
-from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from sqlalchemy.exc import SQLAlchemyError
 
 from flowbench.atomic import locked
 from flowbench.errors import UsageError
@@ -58,11 +56,12 @@ class Storage:
             yield
         except UsageError:
             raise
-        except (SQLAlchemyError, StorageInternalError, ValueError, KeyError) as error:
+        except Exception as error:  # Optuna raises nearly anything on a line that is no record
             cause: BaseException = error
             while deeper := cause.__cause__:
                 cause = deeper
-            raise UsageError(f"{shown(self.place)} cannot be read: {cause}; {hint}") from error
+            reason = f"{type(cause).__name__}: {cause}"
+            raise UsageError(f"{shown(self.place)} cannot be read: {reason}; {hint}") from error
 
 
 class JournalLock(JournalFileOpenLock):

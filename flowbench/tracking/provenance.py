@@ -73,7 +73,7 @@ def _started(process: psutil.Process) -> float:
 def _boot() -> str:
     """Return the id of this boot of this machine."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:  # not Linux
         return f"{psutil.boot_time():.0f}"
 
@@ -117,7 +117,9 @@ def processor() -> str:
     """Return the name of the processor and its number of cores."""
     name = platform.processor() or platform.machine()
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
+        for line in (
+            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        ):
             if line.startswith("model name"):
                 name = line.partition(":")[2].strip()
                 break

@@ -46,6 +46,8 @@ def _parse_one(part: str, whole: str) -> Elementwise:
     try:
         _, construct = FAMILIES[family]
         arguments: list[Any] = [_number(number) for number in numbers]
+        if isinstance(next(iter(arguments), 1), float):
+            raise ValueError("a number of bins is whole")
         transform = construct(*arguments)
         if transform.name == part:
             return transform

@@ -1,0 +1,108 @@
+"""The size of a flow before anything is allocated: parameters, and memory to train them."""
+
+import math
+
+import psutil
+import torch
+
+from flowbench.config import Data, Experiment, Model
+from flowbench.errors import UsageError
+from flowbench.transforms import parse
+
+FLOAT = 4
+DIGITS = (1, 28, 28)
+
+
+def image_shape(data: Data) -> tuple[int, int, int]:
+    """Return channels, height and width of a data set's images, without reading them."""
+    return (data.channels, data.size, data.size) if data.name == "folder" else DIGITS
+
+
+def parameters(model: Model, shape: tuple[int, int, int], classes: int) -> int:
+    """Count the parameters of a flow.
+
+    Args:
+        model: Its configuration.
+        shape: Channels, height and width of the images.
+        classes: Number of classes; 0 where images have no labels.
+    """
+    tokens, features = _grid(model, shape)
+    width, hidden = model.width, model.expansion * model.width
+    outputs = parse(model.transform).num_params * features
+    attention = 2 * width + (width + 1) * 3 * width + (width + 1) * width
+    mlp = 2 * width + (width + 1) * hidden + (hidden + 1) * width
+    ends = (features + 1) * width + (width + 1) * outputs
+    labels = classes * width if model.conditional else 0
+    return model.blocks * (ends + tokens * width + labels + model.layers * (attention + mlp))
+
+
+def memory(experiment: Experiment, shape: tuple[int, int, int], classes: int) -> int:
+    """Estimate the bytes that training takes: to within a factor of two.
+
+    Weights, gradients and the two moments of AdamW, with an average of the weights where there is
+    one; and what a step keeps of every patch of a batch for its backward pass.
+
+    Args:
+        experiment: The whole configuration.
+        shape: Channels, height and width of the images.
+        classes: Number of classes; 0 where images have no labels.
+    """
+    model = experiment.model
+    tokens, features = _grid(model, shape)
+    copies = 5 if experiment.optim.ema else 4
+    in_layer = (8 + 2 * model.expansion) * model.width + (model.heads or 1) * tokens
+    around = 2 * model.width + features * (4 + 3 * parse(model.transform).num_params)
+    kept = experiment.data.batch * tokens * model.blocks * (model.layers * in_layer + around)
+    return FLOAT * (copies * parameters(model, shape, classes) + kept)
+
+
+def check_fits(
+    experiment: Experiment, shape: tuple[int, int, int], classes: int, device: torch.device
+) -> None:
+    """Check that a flow and its training fit into memory.
+
+    Args:
+        experiment: The whole configuration.
+        shape: Channels, height and width of the images.
+        classes: Number of classes; 0 where images have no labels.
+        device: Where it trains.
+
+    Raises:
+        UsageError: Even half of the estimate does not.
+    """
+    room = available(device)
+    needed = memory(experiment, shape, classes)
+    if needed > 2 * room:
+        keys = ("transform", "blocks", "layers", "width", "expansion", "patch")
+        given = [f"model.{key} = {getattr(experiment.model, key)}" for key in keys]
+        count = parameters(experiment.model, shape, classes)
+        raise UsageError(
+            f"{', '.join(given)}, data.batch = {experiment.data.batch} is not valid: {count:.3g} "
+            f"parameters need about {_gib(needed)}, and the device has {_gib(room)}"
+        )
+    drawn = {
+        "samples": experiment.evaluate.samples,
+        "samples_per_class": experiment.evaluate.samples_per_class * max(10, classes),
+        "fidelity_samples": experiment.evaluate.fidelity_samples,
+    }
+    for key, images in drawn.items():
+        if images * math.prod(shape) * FLOAT > 2 * psutil.virtual_memory().total:
+            value = getattr(experiment.evaluate, key)
+            raise UsageError(f"evaluate.{key} = {value} is not valid: its images need more memory")
+
+
+def available(device: torch.device) -> int:
+    """Return the bytes of a device's memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.3g} GiB"
+
+
+def _grid(model: Model, shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Return the patches of an image and the numbers in a patch."""
+    channels, height, width = shape
+    return height * width // model.patch**2, channels * model.patch**2

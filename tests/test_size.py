@@ -1,0 +1,57 @@
+"""The size of a flow, from its configuration alone."""
+
+import math
+
+import pytest
+import tiny
+import torch
+
+from flowbench import size
+from flowbench.errors import UsageError
+from flowbench.module import build_flow
+
+SHAPE = (1, 28, 28)
+MODELS = [
+    {"model__transform": "rqs-8"},
+    {"model__transform": "affine+rqs-4", "model__heads": 4, "model__expansion": 2},
+    {"model__transform": "srqs-3", "model__layers": 3, "model__patch": 4},
+    {"model__transform": "additive", "model__conditional": False, "model__blocks": 5},
+]
+
+
+@pytest.mark.parametrize("options", MODELS, ids=lambda options: options["model__transform"])
+def test_parameters_are_counted_without_making_them(options: dict[str, object]) -> None:
+    experiment = tiny.experiment(**options)
+    flow = build_flow(experiment, SHAPE, 10)
+    made = sum(parameter.numel() for parameter in flow.parameters())
+    assert size.parameters(experiment.model, SHAPE, 10) == made
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model__blocks": 10**20},
+        {"model__layers": 10**12},
+        {"model__width": 10**8},
+        {"model__patch": 10**8},
+        {"data__batch": 10**10},
+        {"evaluate__samples": 10**13},
+    ],
+    ids=str,
+)
+def test_what_fits_no_memory_is_refused_before_it_is_made(options: dict[str, int]) -> None:
+    ((key, value),) = options.items()
+    with pytest.raises(UsageError, match=f"{key.replace('__', '.')} = {value}") as told:
+        size.check_fits(tiny.experiment(**options), SHAPE, 10, torch.device("cpu"))
+    assert "memory" in str(told.value) or "GiB" in str(told.value)
+    size.check_fits(tiny.experiment(), SHAPE, 10, torch.device("cpu"))
+
+
+def test_memory_grows_with_what_is_kept() -> None:
+    def memory(**options: object) -> int:
+        return size.memory(tiny.experiment(**options), SHAPE, 10)
+
+    weights = 4 * size.FLOAT * size.parameters(tiny.experiment().model, SHAPE, 10)
+    activations = memory(data__batch=100) - weights
+    assert memory(data__batch=200) - weights == 2 * activations
+    assert math.isclose(memory(optim__ema=0.9) - memory(), weights / 4)
