@@ -24,9 +24,8 @@ def patchify(images: Tensor, patch: int) -> Tensor:
     """Cut images ``[B, channels, height, width]`` into ``[B, T, D]``, D = channels·patch²."""
     B, channels, height, width = images.shape
     tiles = images.view(B, channels, height // patch, patch, width // patch, patch)
-    return tiles.permute(0, 2, 4, 1, 3, 5).reshape(
-        B, tiles.shape[2] * tiles.shape[4], channels * patch * patch
-    )
+    tokens = tiles.shape[2] * tiles.shape[4]  # not −1, which an empty batch does not tell
+    return tiles.permute(0, 2, 4, 1, 3, 5).reshape(B, tokens, channels * patch * patch)
 
 
 def unpatchify(tokens: Tensor, shape: tuple[int, int, int], patch: int) -> Tensor:

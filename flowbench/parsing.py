@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, get_args
 
 import yaml
 
@@ -146,6 +146,8 @@ def check_keys(values: Mapping[str, Any], of: type = Experiment, prefix: str = "
             valid = f"a mapping of {', '.join(options(group))}"
             check(isinstance(value, Mapping), f"{prefix}{key}", value, valid)
             check_keys(value, group, f"{prefix}{key}.")
+        elif value is None and type(None) not in get_args(group):  # else it would be left out
+            check(False, f"{prefix}{key}", value, "a value; leave the key out for the default")
 
 
 def _unknown(name: str, what: str) -> NoReturn:

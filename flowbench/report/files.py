@@ -179,12 +179,17 @@ def load(directory: Path) -> Recorded:
     evaluation = {name: _read(path) for name, path in paths.items() if path.exists()}
     paths = {name: directory / f"{name}.csv" for name in SEARCH}
     search = {name: _read(path, text=True) for name, path in paths.items() if path.exists()}
+    whole = search.get("importances", pd.DataFrame()).notna()
+    if not whole.all(axis=None):
+        line = int(whole.all(axis=1).to_numpy().argmin()) + 2
+        raise UsageError(f"{paths['importances']}, line {line}: a value is missing")
     return complete(Recorded(runs, history, samples, evaluation, search))
 
 
 def _pictures(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # numpy leaves a broken file that it opened itself open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             samples = dict(archive)
     except FileNotFoundError:
         raise
