@@ -1,6 +1,7 @@
 """The LightningModule: loss, optimiser and per-epoch measurements of a flow."""
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
@@ -15,8 +16,11 @@ from flowbench.evaluation import likelihood
 from flowbench.flow import Flow
 from flowbench.means import Means
 from flowbench.seeding import generator
+from flowbench.watch import Broken, Watch
 
 VALIDATION_NOISE = 2412
+Place = tuple[int, int, int, int]
+"""Seed, epoch, batch and device: what the noise of a batch follows from."""
 
 
 def build_flow(experiment: Experiment, shape: tuple[int, int, int], classes: int) -> Flow:
@@ -55,6 +59,7 @@ class FlowModule(LightningModule):
         self.classes = classes
         self.flow = build_flow(experiment, shape, classes)
         self.trained, self.evaluated = Means(), Means()
+        self._watch: Watch | None = None
         self.spent = 0.0
 
     def dequantise(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -66,18 +71,45 @@ class FlowModule(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """Compute the loss of one batch; raise ``Diverged`` if it is not finite."""
-        pixels, y = batch
         place = (self.experiment.seed, self.current_epoch, batch_idx, self.global_rank)
+        images, y = self._noisy(batch, place)
+        prior, logdet = likelihood.objective(*self.flow(images, y))
+        loss = prior - logdet
+        self.watch.loss(loss, (batch, place, self._when()))
+        self.trained.add(len(y), **_losses("train", prior, logdet))
+        return loss
+
+    def _noisy(self, batch: tuple[Tensor, Tensor], place: Place) -> tuple[Tensor, Tensor]:
+        """Add the noise of a batch's place, and hide some labels."""
+        pixels, y = batch
         noise = generator(*place, device=self.device)
         images = self.dequantise(pixels, noise)
         if share := self.experiment.optim.label_dropout:
             y = y.masked_fill(torch.rand(len(y), generator=noise, device=y.device) < share, -1)
-        prior, logdet = likelihood.objective(*self.flow(images, y))
-        loss = prior - logdet
-        if not torch.isfinite(loss):
-            raise Diverged(f"{self._when()}: the loss is {loss.item()}, {self._where(images, y)}")
-        self.trained.add(len(y), **_losses("train", prior, logdet))
-        return loss
+        return images, y
+
+    @property
+    def watch(self) -> Watch:
+        """The watch over losses and gradients, on the device of the flow."""
+        if self._watch is None or self._watch.stop.device != self.device:
+            self._watch = Watch(self.device)
+        return self._watch
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Ask the watch now and then after a step, and after the last batch of an epoch."""
+        whole = (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+        last = batch_idx + 1 == self.trainer.num_training_batches
+        if last or (whole and self.watch.due):
+            self.check_finite()
+
+    def check_finite(self) -> None:
+        """Ask the watch; nothing is written before.
+
+        Raises:
+            Diverged: A loss or a gradient was not finite; the message says when and where.
+        """
+        if found := self.watch.ask():
+            raise Diverged(self._explain(found))
 
     def on_fit_start(self) -> None:
         """Compile the flow in place if the experiment asks for it."""
@@ -86,6 +118,7 @@ class FlowModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what builds the flow again, as plain values, together with the weights."""
+        self.check_finite()
         checkpoint["flowbench"] = {
             "experiment": asdict(self.experiment),
             "shape": tuple(self.flow.shape),
@@ -154,21 +187,45 @@ class FlowModule(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient's norm to ``optim.clip``; raise ``Diverged`` if it is not finite."""
+        """Clip the gradient's norm to ``optim.clip``, and show it to the watch."""
         parameters = list(self.flow.parameters())
         norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if torch.isfinite(norm):
-            nn.utils.clip_grads_with_norm_(parameters, self.experiment.optim.clip or math.inf, norm)
-            self.trained.add(1, grad_norm=norm)
-        elif not self._scaled():  # a gradient scaler expects infinite gradients, and skips the step
-            where = self._where_gradient()
-            raise Diverged(f"{self._when()}: the gradient's norm is {norm.item()}, {where}")
+        if not self._scaled():  # a gradient scaler expects infinite gradients, and skips the step
+            self.watch.gradient(norm)
+            optimizer.found_inf = self.watch.stop  # type: ignore[attr-defined]
+        nn.utils.clip_grads_with_norm_(parameters, self.experiment.optim.clip or math.inf, norm)
+        self.trained.add(1, grad_norm=norm)
 
     def _scaled(self) -> bool:
-        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        plugin = self.trainer.precision_plugin if self._trainer else None
+        return getattr(plugin, "scaler", None) is not None
 
     def _when(self) -> str:
         return f"diverged at step {self.global_step} (epoch {self.current_epoch + 1})"
+
+    def _explain(self, found: Broken) -> str:
+        """Compute a step again that was not finite, and say where it went wrong."""
+        *_, (last, place, when) = found.batches
+        images, y = self._noisy(last, place)
+        if not found.gradient:
+            with torch.no_grad(), self._precision():
+                prior, logdet = likelihood.objective(*self.flow(images, y))
+                return f"{when}: the loss is {(prior - logdet).item()}, {self._where(images, y)}"
+        self._accumulate(found.batches)
+        parameters = self.flow.parameters()
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        return f"{when}: the gradient's norm is {norm.item()}, {self._where_gradient()}"
+
+    def _accumulate(self, batches: list[tuple[tuple[Tensor, Tensor], Place, str]]) -> None:
+        """Compute the gradient of the last step of some batches again."""
+        self.flow.zero_grad()
+        for batch, place, _ in [kept for kept in batches if kept[2] == batches[-1][2]]:
+            with torch.enable_grad(), self._precision():
+                prior, logdet = likelihood.objective(*self.flow(*self._noisy(batch, place)))
+            (prior - logdet).backward()
+
+    def _precision(self) -> AbstractContextManager[None]:
+        return self.trainer.precision_plugin.forward_context()
 
     @torch.no_grad()
     def _where(self, images: Tensor, y: Tensor) -> str:

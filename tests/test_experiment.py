@@ -11,7 +11,7 @@ import pytest
 import tiny
 import torch
 
-from flowbench import callbacks, checkpoint
+from flowbench import callbacks, checkpoint, watch
 from flowbench.config import Experiment
 from flowbench.errors import Diverged, Interrupted, UsageError
 from flowbench.evaluation import protocol
@@ -214,6 +214,14 @@ def failed(store: Store) -> str:
     return run_id
 
 
+@pytest.fixture(params=[1, 4, 64])
+def asked_every(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Batches between questions to the watch: after each as on a CPU, or seldom as on a GPU."""
+    monkeypatch.setitem(watch.STEPS, "cpu", request.param)
+    return request.param
+
+
+@pytest.mark.usefixtures("asked_every")
 def test_a_loss_that_is_not_finite_names_its_step_and_block(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,12 +245,14 @@ def test_a_loss_that_is_not_finite_names_its_step_and_block(
     assert all(weight.isfinite().all() for weight in kept["state_dict"].values())
 
 
+@pytest.mark.usefixtures("asked_every")
+@pytest.mark.parametrize("accumulated", [1, 2])
 @pytest.mark.parametrize(
     ("factor", "where"),
     [(torch.nan, r"norm is nan, first in block 1 .*bias"), (1e38, "norm is inf, but every")],
 )
 def test_a_gradient_that_is_not_finite_names_its_block(
-    factor: float, where: str, store: Store, monkeypatch: pytest.MonkeyPatch
+    factor: float, where: str, accumulated: int, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     step = FlowModule.training_step
 
@@ -254,9 +264,11 @@ def test_a_gradient_that_is_not_finite_names_its_block(
         return loss
 
     monkeypatch.setattr(FlowModule, "training_step", patched)
-    with pytest.raises(Diverged, match=rf"step 8 \(epoch 2\): the gradient's {where}"):
-        run(tiny.experiment(), store)
-    failed(store)
+    number = {1: 8, 2: 4}[accumulated]
+    with pytest.raises(Diverged, match=rf"step {number} \(epoch 2\): the gradient's {where}"):
+        run(tiny.experiment(trainer__accumulate_grad_batches=accumulated), store)
+    kept = torch.load(store.checkpoint(failed(store)), weights_only=True)
+    assert all(weight.isfinite().all() for weight in kept["state_dict"].values())
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(

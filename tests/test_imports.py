@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "flowbench"
 LAYERS = [
     ["errors", "archive", "atomic", "seeding"],
-    ["terminal", "means", "config"],
+    ["terminal", "means", "config", "watch"],
     ["space", "parsing", "schema"],
     ["study"],
     ["kernels"],

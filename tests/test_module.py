@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -324,3 +325,47 @@ def test_training_does_not_continue_from_weights_alone(tmp_path: Path) -> None:
 def test_a_missing_checkpoint_is_told(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="cannot be read: there is no such file"):
         load(tmp_path / "c.ckpt")
+
+
+def test_a_step_asks_nothing_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU each question would make the host wait for all that was queued before."""
+    module = FlowModule(tiny.experiment(), (1, 28, 28), 10)
+    adam = torch.optim.AdamW(module.parameters(), fused=True)
+    pixels = torch.randint(256, (8, 1, 28, 28), dtype=torch.uint8)
+    asked: list[str] = []
+
+    def counted(name: str) -> Callable[..., Any]:
+        method = getattr(torch.Tensor, name)
+
+        def ask(self: torch.Tensor, *arguments: Any) -> Any:
+            asked.append(name)
+            return method(self, *arguments)
+
+        return ask
+
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
+        monkeypatch.setattr(torch.Tensor, name, counted(name))
+    for number in range(3):
+        adam.zero_grad()
+        module.training_step((pixels, torch.arange(8)), number).backward()
+        module.configure_gradient_clipping(adam)
+        adam.step()
+    assert asked == []
+    assert module.watch.ask() is None
+    assert asked == ["tolist"]
+
+
+@pytest.mark.gpu
+def test_a_hundred_steps_never_wait_for_the_gpu() -> None:
+    module = FlowModule(tiny.experiment(), (1, 28, 28), 10).cuda()
+    adam = torch.optim.AdamW(module.parameters(), fused=True)
+    pixels = torch.randint(256, (8, 1, 28, 28), dtype=torch.uint8, device="cuda")
+    y = torch.arange(8, device="cuda")
+    for number in range(103):
+        torch.cuda.set_sync_debug_mode("error" if number >= 3 else "default")
+        adam.zero_grad()
+        module.training_step((pixels, y), number).backward()
+        module.configure_gradient_clipping(adam)
+        adam.step()
+    torch.cuda.set_sync_debug_mode("default")
+    assert module.watch.ask() is None

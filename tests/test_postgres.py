@@ -1,16 +1,10 @@
 """Several workers, and machines, on a PostgreSQL that is really there: the trials and the runs."""
 
 import itertools
-import os
-import pwd
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
@@ -18,7 +12,6 @@ import psutil
 import pytest
 import studies
 import tiny
-from sqlalchemy import NullPool, create_engine, text
 
 from flowbench.errors import UsageError
 from flowbench.sweep.parent import sweep
@@ -30,72 +23,6 @@ pytestmark = [*tiny.LIBRARIES, pytest.mark.slow]
 
 SECONDS = 400
 NUMBERS = itertools.count()
-
-
-def binaries() -> Path | None:
-    """Where the server's programs are; Debian keeps them off the path."""
-    if found := shutil.which("initdb"):
-        return Path(found).parent
-    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    return versions[-1].parent if versions else None
-
-
-def as_server() -> dict[str, str]:
-    """Whom to run the server as: it refuses root."""
-    return {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    """The address of a server on a port of its own, with a data directory to be thrown away."""
-    programs = binaries()
-    if not programs:
-        pytest.skip("PostgreSQL is NOT tested here: apt-get install postgresql")
-    directory = Path(tempfile.mkdtemp(prefix="flowbench-postgres-", dir="/tmp"))
-    if account := as_server().get("user"):
-        os.chown(directory, pwd.getpwnam(account).pw_uid, -1)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-
-    def run(*command: str) -> None:
-        subprocess.run(
-            [str(programs / command[0]), *command[1:]],
-            check=True,
-            capture_output=True,
-            cwd=directory,
-            **as_server(),  # type: ignore[call-overload]
-        )
-
-    data = str(directory / "data")
-    run("initdb", "-D", data, "-U", "flowbench", "--auth=trust", "--no-sync")
-    options = f"-p {port} -k {directory} -c listen_addresses=127.0.0.1 -c fsync=off"
-    run("pg_ctl", "-D", data, "-w", "-l", str(directory / "log"), "-o", options, "start")
-    try:
-        yield f"postgresql://flowbench@127.0.0.1:{port}"
-    finally:
-        run("pg_ctl", "-D", data, "-w", "-m", "immediate", "stop")
-        shutil.rmtree(directory)
-
-
-@pytest.fixture
-def trials(server: str) -> str:
-    """The address of a new database, for Optuna."""
-    return created(server)
-
-
-@pytest.fixture
-def runs(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The address of a new database, which MLflow is told of."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", created(server))
-    return os.environ["MLFLOW_TRACKING_URI"]
-
-
-def created(server: str) -> str:
-    name = f"made_{next(NUMBERS)}"
-    engine = create_engine(f"{server}/postgres", poolclass=NullPool, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
-    return f"{server}/{name}"
 
 
 @pytest.mark.usefixtures("runs")
