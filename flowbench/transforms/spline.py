@@ -204,7 +204,7 @@ def _evaluate(
     x: Tensor, x0: Tensor, w: Tensor, y0: Tensor, h: Tensor, a0: Tensor, a1: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Eqs. 4 and 5 on a piece; a0 and a1 are the slopes at its ends relative to s_k."""
-    xi = clip((x - x0) / w, 0, 1)
+    xi = _rounded((x - x0) / w)
     s, eta = h / w, 1 - xi
     # The chord from corner to corner, grouped so that rounding neither grows with s nor moves x at
     # all where the corners and slopes are the identity's.
@@ -221,14 +221,19 @@ def _solve(
     They are (1 − b)ξ² + bξ = ρ. Its discriminant is a sum of two positive terms in either form, and
     of the two forms of its root each is free of cancellation on one side of b = 0.
     """
-    rho = clip((z - y0) / h, 0, 1)
+    rho = _rounded((z - y0) / h)
     b = a0 * (1 - rho) + rho * (2 - a1)
     above = (b - 2).square() + 4 * (1 - rho) * (b - 1)
     discriminant = torch.where(b > 1, above, b * b + 4 * rho * (1 - b))
     root = discriminant.clamp_min(1e-30).sqrt()
     xi = torch.where(b < 0, root - b, 2 * rho) / torch.where(b < 0, 2 * (1 - b), b + root)
-    xi = clip(xi, 0, 1)
+    xi = _rounded(xi)
     return z + ((x0 - y0) + (w * xi - h * rho)), -_log_slope(xi, h / w, a0, a1)
+
+
+def _rounded(part: Tensor) -> Tensor:
+    """Take back what rounding has put outside [0, 1]; the gradient is 1 there too."""
+    return part + (part.clamp(0, 1) - part).detach()
 
 
 def _denominator(xi: Tensor, eta: Tensor, a0: Tensor, a1: Tensor) -> Tensor:
