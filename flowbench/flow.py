@@ -193,14 +193,15 @@ class Flow(nn.Module):
             for i in range(blocks)
         )
 
-    def kernels(self, compiled: bool = False) -> str:
+    def kernels(self, compiled: bool = False, device: torch.device | None = None) -> str:
         """Name the hand-written kernels of a training step, such as ``layer rqs``; or ``none``.
 
         Args:
             compiled: Whether torch compiles the flow, which replaces the layers' kernel.
+            device: Where it trains; None for where it is.
         """
         network = self.blocks[0].network
-        x = network.pos_embed.new_empty(1, 1, network.width)
+        x = network.pos_embed.new_empty(1, 1, network.width, device=device)
         fused = not compiled and any(layer.has_kernel(x) for layer in network.layers)
         names = (["layer"] if fused else []) + [*kernels(self.blocks[0].transform, x)]
         return " ".join(names) or "none"

@@ -127,7 +127,7 @@ def facts(flow: Flow, experiment: Experiment, device: torch.device) -> dict[str,
         "device": torch.cuda.get_device_name(device) if cuda else processor(),
         "threads": torch.get_num_threads(),
         "precision": experiment.trainer.get("precision") or "32-true",
-        "kernels": "none" if cuda else flow.kernels(experiment.compile),
+        "kernels": flow.kernels(experiment.compile, device),
     }
 
 

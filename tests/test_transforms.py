@@ -461,6 +461,18 @@ def test_a_spline_joins_its_tails_with_slope_one(name: str, dtype: torch.dtype) 
         torch.testing.assert_close(log_slope, torch.zeros_like(value))
 
 
+@every_spline
+def test_the_slope_at_the_ends_is_one_however_rounding_falls(name: str) -> None:
+    """2B / B is not 2 to the last bit for every B: a knot may come to lie just beside ±B."""
+    transform = parse("-".join([*name.split("-")[:2], "3"]))
+    params = torch.randn(500, transform.num_params)
+    for x in (transform.bound, -transform.bound):
+        for way in ("forward", "inverse", "plain_forward", "plain_inverse"):
+            at = torch.full((500,), float(x), requires_grad=True)
+            (slope,) = torch.autograd.grad(getattr(transform, way)(at, params)[0].sum(), at)
+            torch.testing.assert_close(slope, torch.ones(500), rtol=1e-3, atol=1e-3)
+
+
 def test_outside_a_composition_is_where_any_part_meets_its_tails() -> None:
     params = torch.randn(1000, parse("affine+rqs-8-3+additive+rqs-4").num_params)
     x = 3 * torch.randn(1000)

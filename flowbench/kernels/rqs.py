@@ -1,13 +1,14 @@
-"""Rational-quadratic splines, forward and backward in one pass each: ``rqs.c``."""
+"""Rational-quadratic splines, forward and backward in one pass each: ``rqs.c``, ``rqs_gpu.py``."""
 
 import ctypes
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from flowbench.kernels.build import CONSTANTS, call, library, threads
+from flowbench.kernels.build import CONSTANTS, call, library, selected, threads
 from flowbench.kernels.ordinary import gradients
 
 MAX_BINS = CONSTANTS["MAX_BINS"]
@@ -26,24 +27,29 @@ class _Spline(ctypes.Structure):
     )
 
 
-def available() -> bool:
-    """Return whether the kernel was built and is selected."""
-    return library("rqs") is not None
+def available() -> tuple[str, ...]:
+    """Return the types of devices for which the kernel is selected and can be built."""
+    cpu = ("cpu",) if library("rqs") is not None else ()
+    return (*cpu, "cuda") if "rqs" in selected() and find_spec("triton") else cpu
 
 
 def evaluate(x: Tensor, raw: Tensor, spline: list[float], inverse: bool) -> tuple[Tensor, Tensor]:
     """Evaluate, or invert, one spline for each of n features, without gradients.
 
     Args:
-        x: Inputs; float32 on the CPU.
-        raw: Raw parameters: K widths, K heights, K − 1 slopes. Read without a copy if features or
-            parameters are contiguous in memory.
+        x: Inputs, float32.
+        raw: Raw parameters: K widths, K heights, K − 1 slopes. On a CPU float32, and read without a
+            copy if features or parameters are contiguous in memory; on a GPU of any floating type.
         spline: K, B, the least side of a piece and the ``constants`` of a ``Spline``.
         inverse: Solve for x instead.
 
     Shape:
         x ``[n]``, raw ``[3K - 1, n]`` -> z and log dz/dx (or x and log dx/dz), ``[n]``
     """
+    if x.is_cuda:
+        from flowbench.kernels import rqs_gpu  # Triton is there on machines with a GPU
+
+        return rqs_gpu.forward(x, raw, spline, inverse)
     x, raw, rows = x.contiguous(), *_dense(raw)
     out, slope = torch.empty_like(x), torch.empty_like(x)
     _run("rqs_forward", spline, len(x), rows, inverse, x, raw, out, slope)
@@ -60,6 +66,10 @@ def rqs_backward(
     x: Tensor, raw: Tensor, spline: list[float], g_z: Tensor, g_log_slope: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Compute gradients of x ``[n]`` and raw ``[3K - 1, n]`` from those of z and log dz/dx."""
+    if x.is_cuda:
+        from flowbench.kernels import rqs_gpu
+
+        return rqs_gpu.backward(x, raw, spline, g_z, g_log_slope)
     x, raw, rows = x.contiguous(), *_dense(raw)
     g_x, g_raw = torch.empty_like(x), torch.empty_like(raw)
     given = g_z.resolve_neg().contiguous(), g_log_slope.resolve_neg().contiguous()

@@ -1,4 +1,4 @@
-"""Rational-quadratic splines and their gradients for NVIDIA GPUs, in Triton: what ``rqs.c`` is on CPUs.
+"""Rational-quadratic splines and their gradients on NVIDIA GPUs, in Triton; ``rqs.c`` is for CPUs.
 
 A program holds all K widths and heights of some features in registers, so that each raw parameter
 is read once and each of its gradients written once; the backward pass computes the forward pass's
@@ -69,7 +69,9 @@ def _find(raw, stride, at, stride_n, j, inside, u, K: tl.constexpr, m, mix, AXIS
 
 
 @triton.jit
-def _side(p, q, p_sum, q_sum, k, r_l, r_r, j, K: tl.constexpr, m, mix, sigma, bend, STABLE: tl.constexpr):
+def _side(
+    p, q, p_sum, q_sum, k, r_l, r_r, j, m, mix, sigma, bend, K: tl.constexpr, STABLE: tl.constexpr
+):
     """Compute a piece on the unit square: corner, sides, and slopes at the ends over the chord's.
 
     Also what those slopes were made of: of the left and right neighbours if stable, else the
@@ -85,7 +87,12 @@ def _side(p, q, p_sum, q_sum, k, r_l, r_r, j, K: tl.constexpr, m, mix, sigma, be
     s = h / w
     if STABLE:
         left, right = tl.maximum(k - 1, 0), tl.minimum(k + 1, K - 1)
-        p_l, q_l, p_r, q_r = _pick(p, j, left), _pick(q, j, left), _pick(p, j, right), _pick(q, j, right)
+        p_l, q_l, p_r, q_r = (
+            _pick(p, j, left),
+            _pick(q, j, left),
+            _pick(p, j, right),
+            _pick(q, j, right),
+        )
         w_l, w_r = m + scale * p_l, m + scale * p_r
         s_l = (m + scale * (q_l + mix * (p_l - q_l))) / w_l
         s_r = (m + scale * (q_r + mix * (p_r - q_r))) / w_r
@@ -95,7 +102,19 @@ def _side(p, q, p_sum, q_sum, k, r_l, r_r, j, K: tl.constexpr, m, mix, sigma, be
         d_l, w_l = _knot_slope(r_l, sigma)
         d_r, w_r = _knot_slope(r_r, sigma)
         a0, a1, s_l, s_r = d_l / s, d_r / s, s, s
-    return x0, y0, w, h, s, tl.where(first, 1 / s, a0), tl.where(last, 1 / s, a1), w_l, w_r, s_l, s_r
+    return (
+        x0,
+        y0,
+        w,
+        h,
+        s,
+        tl.where(first, 1 / s, a0),
+        tl.where(last, 1 / s, a1),
+        w_l,
+        w_r,
+        s_l,
+        s_r,
+    )
 
 
 @triton.jit
@@ -117,7 +136,7 @@ def _forward(
     r_l = _raw_slope(raw, k - 1, stride, at, stride_n, inside, K)
     r_r = _raw_slope(raw, k, stride, at, stride_n, inside, K)
     x0, y0, w, h, s, a0, a1, _, _, _, _ = _side(
-        p, q, p_sum, q_sum, k, r_l, r_r, j, K, m, mix, sigma, bend, STABLE
+        p, q, p_sum, q_sum, k, r_l, r_r, j, m, mix, sigma, bend, K, STABLE
     )
     x0, y0, w, h = 2 * B * x0 - B, 2 * B * y0 - B, 2 * B * w, 2 * B * h
     if INVERSE:
@@ -147,8 +166,8 @@ def _forward(
 
 @triton.jit
 def _backward(
-    x_at, raw, gz_at, gl_at, gx_at, g_raw, n, stride, stride_n, B, m, mix, sigma, bend, K: tl.constexpr,
-    STABLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    x_at, raw, gz_at, gl_at, gx_at, g_raw, n, stride, stride_n, B, m, mix, sigma, bend,
+    K: tl.constexpr, STABLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     j, inside = tl.arange(0, ROWS), at < n
@@ -158,8 +177,8 @@ def _backward(
     p, q, p_sum, q_sum, k = _find(raw, stride, at, stride_n, j, inside, u, K, m, mix, 0)
     r_l = _raw_slope(raw, k - 1, stride, at, stride_n, inside, K)
     r_r = _raw_slope(raw, k, stride, at, stride_n, inside, K)
-    x0, y0, w, h, s, a0, a1, w_l, w_r, s_l, s_r = _side(
-        p, q, p_sum, q_sum, k, r_l, r_r, j, K, m, mix, sigma, bend, STABLE
+    x0, _, w, h, s, a0, a1, w_l, w_r, s_l, s_r = _side(
+        p, q, p_sum, q_sum, k, r_l, r_r, j, m, mix, sigma, bend, K, STABLE
     )
     first, last, scale = k == 0, k == K - 1, 1 - K * m
     within = (x >= -B) & (x <= B)

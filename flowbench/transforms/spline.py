@@ -43,7 +43,7 @@ class Spline:
 
     bins: int
     bound: float = BOUND
-    native: bool = field(init=False, repr=False, compare=False)
+    native: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     family: ClassVar[str]
     constants: ClassVar[list[float]]
@@ -64,7 +64,7 @@ class Spline:
             raise UsageError(f"{name}: valid is a finite bound above 0")
         # Known before anything is compiled, which could not look for it.
         fits = self.bins <= kernel.MAX_BINS
-        object.__setattr__(self, "native", fits and kernel.available())
+        object.__setattr__(self, "native", kernel.available() if fits else ())
 
     @property
     def name(self) -> str:
@@ -95,17 +95,15 @@ class Spline:
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Map data to noise; see the class."""
-        x, params = widen(x, params)
         if self._has_kernel(x, params):
             return self._kernel(x, params, inverse=False)
-        return self.plain_forward(x, params)
+        return self.plain_forward(*widen(x, params))
 
     def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Map noise to data; see the class."""
-        z, params = widen(z, params)
         if self._has_kernel(z, params) and not _has_gradients(z, params):
             return self._kernel(z, params, inverse=True)
-        return self.plain_inverse(z, params)
+        return self.plain_inverse(*widen(z, params))
 
     def plain_forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """``forward`` in torch's own operations: for every device and type."""
@@ -126,7 +124,9 @@ class Spline:
         return ("rqs",) if self._has_kernel(x) else ()
 
     def _has_kernel(self, x: Tensor, *params: Tensor) -> bool:
-        known = self.native and x.is_cpu and x.dtype == torch.float32
+        known = x.device.type in self.native and all(
+            each.dtype != torch.float64 for each in (x, *params)
+        )
         return known and _followed_by_autograd(x, *params)
 
     def _kernel(self, x: Tensor, params: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
@@ -134,6 +134,8 @@ class Spline:
         operator = torch.compiler.is_compiling() or _has_gradients(x, params)
         run = kernel.rqs if operator else kernel.evaluate
         about = [self.bins, self.bound, MIN_SIDE, *self.constants]
+        x = x.float()  # whatever the autocast; the kernel for GPUs widens parameters itself
+        params = params if params.is_cuda else params.float()
         x, params = _broadcast(x, params)
         if params.is_contiguous():
             out, log_slope = run(x.flatten(), params.flatten(0, -2).T, about, inverse)
