@@ -9,12 +9,13 @@ READY  := $(VENV)/.ready
 SCALE  ?= quick
 STUDY  ?=
 ARGS   ?=
+GPU_PYTHON ?= python3
 SHARED := -n logical --maxprocesses 4 --dist worksteal  # several processes share the tests
 
 SWEEPS := sweep-bins sweep-blocks sweep-blocks-matched sweep-layers sweep-learning-rate sweep-search \
           sweep-timing sweep-sampling
 
-.PHONY: help install test test-all check train compare-affine-rqs $(SWEEPS) bench report ui clean
+.PHONY: help install test test-all check gpu-check train compare-affine-rqs $(SWEEPS) bench report ui clean
 
 help: ## Show this list
 	@echo "usage: make TARGET [SCALE=quick|medium|full] [STUDY=name] [ARGS='further options']"
@@ -35,6 +36,9 @@ test: $(READY) ## Run the fast tests (3 minutes on 2 cores)
 
 test-all: $(READY) ## Run all tests, the slow ones too (7 minutes on 2 cores)
 	$(BIN)/pytest $(SHARED) -m "not gpu" $(ARGS)
+
+gpu-check: ## Measure this machine's GPU into results/gpu, in 8 minutes: needs torch and lightning only
+	$(GPU_PYTHON) -m flowbench.bench.gpu $(ARGS)
 
 check: $(READY) ## Lint, check the format and the types
 	$(BIN)/ruff check

@@ -125,7 +125,9 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(name: str, capability: i
         types |= {key: "constexpr" for key in names if key in values}
         constants = {(names.index(key),): values[key] for key in names if key in values}
         source = ASTSource(fn=function, signature=types, constexprs=constants)
-        compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+        compiled = triton.compile(
+            source, target=GPUTarget("cuda", capability, 32), options=rqs_gpu.FUSED
+        )
         assert "cubin" in compiled.asm
 
 

@@ -18,6 +18,9 @@ from flowbench.evaluation.patches import patch_table
 from flowbench.flow import Flow, patchify
 from flowbench.seeding import generator
 
+TEST_NOISE = 6329
+"""Seed of the noise of test images."""
+
 
 @dataclass(frozen=True)
 class Density:

@@ -18,7 +18,7 @@ from flowbench.decoding import Guidance
 from flowbench.errors import Diverged, UsageError
 from flowbench.evaluation import classifier, fidelity, inception
 from flowbench.evaluation.bayes import classify
-from flowbench.evaluation.density import density
+from flowbench.evaluation.density import TEST_NOISE, density
 from flowbench.evaluation.extractor import Extractor
 from flowbench.evaluation.likelihood import Dequantise
 from flowbench.evaluation.patches import patch_quality
@@ -34,7 +34,6 @@ from flowbench.flow import Flow
 from flowbench.seeding import generator
 from flowbench.terminal import say
 
-TEST_NOISE = 6329
 ROUND_TRIPS = 100
 MOST_BROKEN = 0.01
 """Share of samples that may be left out of FID and its like for not being finite."""

@@ -1,0 +1,314 @@
+"""What a GPU does for flows: splines, training steps, samples and the whole protocol, in minutes.
+
+``make gpu-check`` runs it. Each part writes a table to ``results/gpu`` once it is measured, and is
+skipped where that is there: the same command goes on after a stop. It needs torch, lightning and
+pandas, but neither MLflow nor Optuna. Without a GPU the same code runs on small sizes, to rehearse:
+those times mean nothing.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from flowbench.bench.flows import CLASSES, SHAPE, device
+from flowbench.bench.machine import facts, limits
+from flowbench.bench.measure import seconds, spread
+from flowbench.bench.tarflow import TarFlow
+from flowbench.callbacks import Budget, EpochClock, EpochRecord
+from flowbench.config import Data, Evaluate, Experiment, Model
+from flowbench.data.module import FlowData
+from flowbench.evaluation import likelihood
+from flowbench.evaluation.density import TEST_NOISE, density
+from flowbench.evaluation.sampling import Sampling, draw
+from flowbench.module import FlowModule
+from flowbench.terminal import say
+from flowbench.trainer import known_warnings, make_trainer
+from flowbench.transforms import parse
+from flowbench.transforms.spline import Spline
+
+CUDA = torch.cuda.is_available()
+MODEL = Model(blocks=8, layers=4, width=128) if CUDA else Model(blocks=2, layers=1, width=32)
+BATCHES = (256, 2048) if CUDA else (16,)
+SCALARS = 49 * 16 * 2048 if CUDA else 2000
+SAMPLES = 10_000 if CUDA else 20
+TRANSFORMS = ("affine", "rqs-4", "rqs-8", "rqs-32")
+PROTOCOL = ("affine", "rqs-4", "rqs-8")
+EPOCHS = 100 if CUDA else 1
+ROOT = "data"
+BASELINE = "TarFlow's way, compiled"
+COMPILED = ("affine", "rqs-8")
+"""Transforms whose steps are compiled too: compiling takes a minute for each."""
+Rows = Iterator[dict[str, Any]]
+
+
+def splines() -> Rows:
+    """Time a spline, forward and backward, and give its share of the least bytes' time.
+
+    The least is every raw parameter, input and gradient read or written once, at the measured rate
+    of copying.
+    """
+    rate = limits()["copy"]
+    for name in TRANSFORMS[1:]:
+        spline = parse(name)
+        assert isinstance(spline, Spline)
+        for dtype in (torch.float32, torch.bfloat16):
+            x = torch.randn(SCALARS, device=device(), requires_grad=True)
+            planes = torch.randn(spline.num_params, SCALARS, device=device(), dtype=dtype)
+            params = planes.T.requires_grad_()
+            ways = {"kernel": spline.forward, "torch": _plain(spline)}
+            if CUDA:
+                ways["compiled"] = torch.compile(_plain(spline))
+            works = {
+                way: partial(_spline_step, forward, x, params) for way, forward in ways.items()
+            }
+            taken = seconds(works, repeats=10, warmup=3)
+            least = SCALARS * (3 * spline.num_params * params.element_size() + 8 * x.element_size())
+            for way, times in taken.items():
+                row = {"case": f"{name}, {way}", "setting": f"{dtype}, {SCALARS} scalars"}
+                measured = spread(times)
+                yield {**row, **measured, "share": least / rate / measured["seconds"]}
+
+
+def _plain(spline: Spline) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    def forward(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        return spline.plain_forward(x, params.float())
+
+    return forward
+
+
+def _spline_step(
+    forward: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], x: Tensor, params: Tensor
+) -> None:
+    x.grad = params.grad = None
+    z, log_slope = forward(x, params)
+    (z.sum() + log_slope.sum()).backward()
+
+
+def steps() -> Rows:
+    """Time a training step in bf16: as it is, compiled, and captured as a CUDA graph.
+
+    ``kernels`` is the time of the step's kernels alone, by torch's profiler: what a step without
+    gaps would take.
+    """
+    for batch in BATCHES:
+        works: dict[str, Callable[[], Any]] = {}
+        kernels: dict[str, float | None] = {}
+        for transform in TRANSFORMS:
+            work = step(transform, batch)
+            works[f"{transform}, as it is"] = work
+            kernels[f"{transform}, as it is"] = _kernel_seconds(work)
+            if CUDA:
+                works[f"{transform}, captured"] = captured(step(transform, batch, capturable=True))
+        if batch == BATCHES[0]:
+            works[BASELINE] = step("affine", batch, tarflow=True, compiled=CUDA)
+            for transform in COMPILED if CUDA else ():
+                works[f"{transform}, compiled"] = step(transform, batch, compiled=True)
+        taken = {name: spread(times) for name, times in seconds(works, 20, warmup=3).items()}
+        for name, measured in taken.items():
+            row = {"case": name, "setting": f"batch {batch}, bf16", **measured}
+            row["images_per_second"] = batch / measured["seconds"]
+            row["kernels"] = kernels.get(name)
+            if BASELINE in taken:
+                row["ratio"] = taken[BASELINE]["seconds"] / measured["seconds"]
+            affine = taken.get("affine" + name[name.find(",") :])
+            if affine:
+                row["to_affine"] = measured["seconds"] / affine["seconds"]
+            yield row
+
+
+def step(
+    transform: str,
+    batch: int,
+    tarflow: bool = False,
+    compiled: bool = False,
+    capturable: bool = False,
+) -> Callable[[], None]:
+    """Make a training step: noise, loss, gradient, clipping, AdamW.
+
+    Args:
+        transform: The flow's transform.
+        batch: Images.
+        tarflow: The baseline's way instead of flowbench's.
+        compiled: By torch's compiler, as ``compile`` does it.
+        capturable: Let AdamW count its steps on the GPU.
+    """
+    torch.manual_seed(0)
+    module = FlowModule(experiment(transform), SHAPE, CLASSES).to(device())
+    flow: nn.Module = TarFlow.of(module.flow) if tarflow else module.flow
+    if compiled:
+        flow.compile()
+    adam = torch.optim.AdamW(flow.parameters(), lr=1e-4, fused=True, capturable=capturable)
+    pixels = torch.randint(256, (batch, *SHAPE), dtype=torch.uint8, device=device())
+    y = torch.arange(batch, device=device()) % CLASSES
+
+    def work() -> None:
+        adam.zero_grad()
+        with torch.autocast(device().type, torch.bfloat16):
+            prior, logdet = likelihood.objective(*flow(module.dequantise(pixels), y))
+        (prior - logdet).backward()
+        nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
+        adam.step()
+
+    return work
+
+
+def captured(work: Callable[[], None]) -> Callable[[], None]:
+    """Capture a step as a CUDA graph; calling the result replays it."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+def _kernel_seconds(work: Callable[[], None]) -> float | None:
+    """Add up the times of a step's kernels; None without a GPU."""
+    work()
+    if not CUDA:
+        return None
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        work()
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
+
+
+def samples() -> Rows:
+    """Time the drawing of images, networks in float32 and in bf16."""
+    for transform in COMPILED:
+        flow = FlowModule(experiment(transform), SHAPE, CLASSES).to(device()).eval().flow
+        y = torch.arange(SAMPLES) % CLASSES
+        for bf16 in (False, True):
+            draw(flow, y[:CLASSES], Sampling(0, bf16=bf16))
+            began = time.perf_counter()
+            draw(flow, y, Sampling(0, bf16=bf16))
+            taken = time.perf_counter() - began
+            name = f"{transform}, {'bf16' if bf16 else 'float32'}"
+            yield {"case": name, "setting": f"{SAMPLES} images", "seconds": taken}
+
+
+def experiment(transform: str, root: str = ROOT) -> Experiment:
+    """Build the original's experiment: full MNIST, 100 epochs, bf16."""
+    return Experiment(
+        name="gpu",
+        model=replace(MODEL, transform=transform),
+        data=Data("mnist-5k" if root == ROOT and not CUDA else "mnist", root=root),
+        evaluate=Evaluate(samples=0, bayes=0, samples_every=0),
+        trainer={"max_epochs": EPOCHS, "precision": "bf16-mixed"}
+        | ({} if CUDA else {"limit_train_batches": 3, "accelerator": "cpu"}),
+    )
+
+
+def protocol(out: Path, root: str, deadline: float) -> Rows:
+    """Train the original's flows, one after another, as far as the time allows; keep checkpoints.
+
+    A run that the time cuts short keeps its shape: the learning rate falls over the seconds it has.
+    ``flowbench evaluate CHECKPOINT`` measures them anywhere.
+    """
+    for number, transform in enumerate(PROTOCOL):
+        left = (deadline - time.monotonic()) / (len(PROTOCOL) - number)
+        if CUDA and left < 20:
+            say(f"{transform} is not trained: no time is left")
+            continue
+        budget = replace(experiment(transform, root), seconds=max(left - 15, 5.0))
+        yield train(budget, out / f"{transform}.ckpt")
+
+
+def train(chosen: Experiment, path: Path) -> dict[str, Any]:
+    """Train one flow without a store; return its last epoch, and its test loss."""
+    data = FlowData(chosen.data, chosen.seed)
+    data.prepare_data()
+    torch.manual_seed(chosen.seed)
+    module = FlowModule(chosen, data.splits.shape, data.splits.classes)
+    trainer, clock = make_trainer(chosen), EpochClock()
+    last: dict[str, Any] = {}
+
+    def record(metrics: dict[str, float], epoch: int) -> bool:
+        last.update(metrics, epoch=epoch)
+        say(f"{chosen.model.transform} · epoch {epoch} · {metrics.get('val/loss', 0):.4f}")
+        return False
+
+    trainer.callbacks += [  # type: ignore[attr-defined]
+        clock,
+        Budget(chosen.seconds or 0.0, clock, module),
+        EpochRecord(clock, module.trained, module.evaluated, record),
+    ]
+    with known_warnings():
+        trainer.fit(module, datamodule=data)
+    about: dict[str, Any] = {"experiment": asdict(chosen), "classes": module.classes}
+    about["shape"] = tuple(module.flow.shape)
+    torch.save({"state_dict": module.state_dict(), "flowbench": about}, path)
+    flow = module.flow.to(device(), torch.float32).eval()
+    tested = density(
+        flow, data.splits.test, module.dequantise, chosen.data.noise, 1, TEST_NOISE, 500
+    )
+    row = {"case": chosen.model.transform, "setting": f"{EPOCHS} epochs", **last}
+    return {**row, "training_seconds": clock.elapsed(), **tested.metrics}
+
+
+def tests(out: Path) -> None:
+    """Run the tests marked gpu, where pytest is there; their output goes to ``tests.txt``."""
+    path = out / "tests.txt"
+    if path.exists() or not (CUDA and Path("tests").is_dir()):
+        return
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
+    path.write_text(done.stdout + done.stderr, encoding="utf-8")
+    print("\n".join(done.stdout.splitlines()[-3:]))
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure what is missing, and print the tables last."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("results/gpu"))
+    parser.add_argument("--minutes", type=float, default=8.0, help="for everything together")
+    parser.add_argument("--data", default=ROOT, help="directory of MNIST's files")
+    parsed = parser.parse_args(arguments)
+    deadline = time.monotonic() + 60 * parsed.minutes
+    out: Path = parsed.out
+    out.mkdir(parents=True, exist_ok=True)
+    if not CUDA:
+        say("no GPU here: a rehearsal on the CPU, whose times mean nothing")
+    tests(out)
+    parts: dict[str, Callable[[], Rows]] = {
+        "spline": splines,
+        "step": steps,
+        "sample": samples,
+        "protocol": partial(protocol, out, parsed.data, deadline),
+    }
+    for name, measure in parts.items():
+        path = out / f"{name}.csv"
+        if not path.exists():
+            say(f"measuring: {name}")
+            rows: list[dict[str, Any]] = []
+            try:
+                for row in measure():
+                    rows.append(row)
+                    pd.DataFrame(rows).assign(**facts()).to_csv(f"{path}.partial", index=False)
+            except (RuntimeError, ValueError) as error:  # the other parts are worth their minutes
+                say(f"{name} stopped after {len(rows)} rows: {' '.join(str(error).split())[:300]}")
+                continue
+            Path(f"{path}.partial").replace(path)
+    shown = ["case", "setting", "seconds", "share", "kernels", "ratio", "to_affine", "test/loss"]
+    for path in sorted(out.glob("*.csv*")):
+        table = pd.read_csv(path)
+        print(f"\n{path.name}\n{table[[key for key in shown if key in table]].to_string()}")
+
+
+if __name__ == "__main__":
+    main()
