@@ -110,13 +110,13 @@ class Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Run over all tokens at once; x ``[B, T, C]`` -> ``[B, T, C]``."""
         maps = self.maps()
-        if fused.fits(x, self.kind, maps):
+        if fused.fits(x, self.kind, maps) and not _watched(self):
             return fused.layer(x, self.kind, maps, self._without_kernels)
         return self.plain(x)
 
     def has_kernel(self, x: Tensor) -> bool:
         """Return whether the hand-written kernel runs this layer over such tokens."""
-        return fused.fits(x, self.kind, self.maps())
+        return fused.fits(x, self.kind, self.maps()) and not _watched(self)
 
     def plain(self, x: Tensor) -> Tensor:
         """The same by torch's own operations."""
@@ -256,7 +256,7 @@ class CausalTransformer(nn.Module):
             tanh=ACTIVATIONS[self.activation] == "tanh",
             eps=self.layers[0].attention.norm.eps if len(self.layers) else 0.0,
         )
-        if not fits(sizes, first.weight):
+        if not fits(sizes, first.weight) or _watched(self):
             return None
         return pack(sizes, first, [layer.maps() for layer in self.layers], last)
 
@@ -290,6 +290,18 @@ class CausalTransformer(nn.Module):
             x = layer.step(x, keys_values, t, temperature)
         with _exactly(x):
             return self.proj_out(x.to(self.proj_out.weight.dtype))
+
+
+def _watched(module: nn.Module) -> bool:
+    """Whether somebody's hooks follow the parts of a module, which a kernel would not call."""
+    return any(
+        part._forward_hooks
+        or part._forward_pre_hooks
+        or part._backward_hooks
+        or part._backward_pre_hooks
+        for part in module.modules()
+        if part is not module
+    )
 
 
 def _exactly(x: Tensor) -> AbstractContextManager[object]:

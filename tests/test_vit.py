@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from flowbench.errors import UsageError
@@ -265,3 +265,18 @@ def test_a_cache_is_the_only_thing_that_steps_write_to() -> None:
     assert torch.equal(y, LABELS)
     assert attributes == {name: set(vars(module)) for name, module in net.named_modules()}
     torch.testing.assert_close(dict(net.state_dict()), before, rtol=0, atol=0)
+
+
+def test_hooks_on_the_parts_of_a_layer_are_called() -> None:
+    """For diagnosis: where a kernel would run the layer as a whole, it steps aside."""
+    network = CausalTransformer(9, 4, 8, width=64, layers=2)
+    called: list[str] = []
+    for name, part in network.layers[1].named_modules():
+        if isinstance(part, nn.Linear | nn.LayerNorm):
+            part.register_forward_hook(lambda *_, name=name: called.append(name))
+    x = torch.randn(3, 9, 4)
+    network(x, network.pos_embed)
+    assert len(called) == 6
+    cache = network.cache(3)
+    network.step(x[:, :1], network.pos_embed[None].expand(3, -1, -1), cache, 0)
+    assert len(called) == 12
