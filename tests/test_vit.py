@@ -267,6 +267,7 @@ def test_a_cache_is_the_only_thing_that_steps_write_to() -> None:
     torch.testing.assert_close(dict(net.state_dict()), before, rtol=0, atol=0)
 
 
+@torch.no_grad()
 def test_hooks_on_the_parts_of_a_layer_are_called() -> None:
     """For diagnosis: where a kernel would run the layer as a whole, it steps aside."""
     network = CausalTransformer(9, 4, 8, width=64, layers=2)
