@@ -388,7 +388,10 @@ def test_an_unwritable_results_directory_is_told(
 
 
 @pytest.mark.slow
-def test_a_locked_store_is_told(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_that_stays_locked_is_told(
+    results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("flowbench.tracking.database.PATIENCE", 1.0)
     connection = sqlite3.connect(results / "mlflow.db", isolation_level=None)
     connection.execute("BEGIN IMMEDIATE")
     began = time.monotonic()
@@ -440,9 +443,8 @@ def test_a_divergence_is_told_and_the_run_has_failed(
 ) -> None:
     step = FlowModule.training_step
 
-    @torch.no_grad()
     def diverges(self: FlowModule, batch: Any, batch_idx: int) -> Any:
-        self.flow.blocks[0].network.proj_in.bias.fill_(torch.inf)
+        self.flow.blocks[0].network.proj_in.bias.data.fill_(torch.inf)
         return step(self, batch, batch_idx)
 
     monkeypatch.setattr(FlowModule, "training_step", diverges)

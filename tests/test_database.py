@@ -74,6 +74,19 @@ def test_a_kill_while_the_store_is_made_leaves_nothing_behind(
     assert not list(tmp_path.glob("*.part*"))
 
 
+def test_a_signal_while_the_store_is_made_is_passed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlflow.store.db.utils._initialize_tables", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            Store(tmp_path)
+    started(Store(tmp_path))
+
+
 def test_a_store_of_an_older_mlflow_is_kept_and_a_copy_brought_up_to_date(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -21,7 +21,7 @@ from flowbench.tracking.store import Store
 
 pytestmark = [*tiny.LIBRARIES, pytest.mark.slow]
 
-EVENTS = {"files": 40, "PostgreSQL": 15}
+EVENTS = {"files": 35, "PostgreSQL": 15}
 SECONDS = 300
 FULL = 200_000
 """Largest file, in bytes, that a process may write once its disk is full."""
@@ -134,6 +134,5 @@ def test_every_trial_is_run_once_whatever_happens(
         made = studies.planned(which, Storage(storage or journal(which, results)))
         studies.assert_complete(Store(results), made)
         assert made.total == 8
-    text = (tmp_path / "output.txt").read_text()
-    assert "Traceback" not in text
-    assert "a fault of flowbench" not in text
+    lines = (tmp_path / "output.txt").read_text().splitlines()
+    assert [line for line in lines if "Traceback" in line or "a fault of flowbench" in line] == []

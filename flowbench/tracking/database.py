@@ -1,5 +1,6 @@
 """The SQLite file of a store: made whole, brought up to date, moved, waited for, and watched."""
 
+import secrets
 import sqlite3
 import time
 from collections.abc import Callable
@@ -9,7 +10,8 @@ from typing import Any
 
 import mlflow
 from alembic.script import ScriptDirectory
-from mlflow.db import commands
+from mlflow import MlflowClient
+from mlflow.db import upgrade
 from mlflow.exceptions import MlflowException
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
@@ -48,9 +50,10 @@ def prepare(path: Path) -> None:
     """
     if _version(path) == _current():
         return
-    part = path.with_name(f"{path.name}.part")
-    for leftover in path.parent.glob(f"{part.name}*"):
+    for leftover in path.parent.glob(f"{path.name}.part-*"):
         leftover.unlink()
+    # Another name each time: MLflow keeps the connections that this process has opened.
+    part = path.with_name(f"{path.name}.part-{secrets.token_hex(4)}")
     if _has_runs(path):
         with closing(sqlite3.connect(path)) as old:
             old.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -58,7 +61,8 @@ def prepare(path: Path) -> None:
                 with closing(sqlite3.connect(copy)) as new:
                     old.backup(new)
         say(f"{path} is of an older MLflow: it is brought up to date, and kept as {copy}")
-    commands.main(["upgrade", address(part)], standalone_mode=False)
+    upgrade.callback(address(part))  # as a command it would hide Ctrl-C
+    MlflowClient(address(part)).search_experiments(max_results=1)  # makes the default experiment
     with closing(sqlite3.connect(part)) as made:
         made.execute("PRAGMA journal_mode=WAL")  # readers do not wait for a writer
     for stale in (f"{path}-wal", f"{path}-shm"):
@@ -158,12 +162,18 @@ def wait(action: Callable[[], Any]) -> Any:
         try:
             return action()
         except (MlflowException, SQLAlchemyError, sqlite3.Error) as error:
-            if "database is locked" not in str(error) or time.monotonic() - began > PATIENCE:
+            if not _is_lock(error) or time.monotonic() - began > PATIENCE:
                 raise
         if not told:
             say(f"the store is locked by another process: waiting for up to {duration(PATIENCE)}")
             told = True
         time.sleep(0.5)
+
+
+def _is_lock(error: BaseException | None) -> bool:
+    while error is not None and "database is locked" not in str(error):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _identity(path: Path | None) -> tuple[int, int] | None:
