@@ -101,8 +101,11 @@ def test_a_store_of_an_older_mlflow_is_kept_and_a_copy_brought_up_to_date(
             old.execute(f"DELETE FROM {table}")
             old.execute(f"INSERT INTO {table} ({names}) SELECT {names} FROM now.{table}")
     assert Store(tmp_path).get(run_id).info.status == "FINISHED"
-    assert "is of an older MLflow" in capsys.readouterr().err
-    with closing(sqlite3.connect(tmp_path / f"mlflow.db.{older}")) as kept:
+    kept_as = tmp_path / f"mlflow.db.{older}"
+    assert f"is of an older MLflow: it is brought up to date, and kept as {kept_as}" in (
+        capsys.readouterr().err
+    )
+    with closing(sqlite3.connect(kept_as)) as kept:
         assert kept.execute("SELECT version_num FROM alembic_version").fetchone() == (older,)
         assert kept.execute("SELECT run_uuid FROM runs").fetchone() == (run_id,)
 

@@ -57,11 +57,13 @@ def prepare(path: Path) -> None:
     if _has_runs(path):
         with closing(sqlite3.connect(path)) as old:
             old.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            for copy in (path.with_name(f"{path.name}.{_version(path)}"), part):
+            kept = path.with_name(f"{path.name}.{_version(path)}")
+            for copy in (kept, part):
                 with closing(sqlite3.connect(copy)) as new:
                     old.backup(new)
-        say(f"{path} is of an older MLflow: it is brought up to date, and kept as {copy}")
-    upgrade.callback(address(part))  # as a command it would hide Ctrl-C
+        say(f"{path} is of an older MLflow: it is brought up to date, and kept as {kept}")
+    make: Any = upgrade.callback  # the command itself would hide Ctrl-C
+    make(address(part))
     MlflowClient(address(part)).search_experiments(max_results=1)  # makes the default experiment
     with closing(sqlite3.connect(part)) as made:
         made.execute("PRAGMA journal_mode=WAL")  # readers do not wait for a writer
