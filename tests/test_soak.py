@@ -103,7 +103,7 @@ def test_every_trial_is_run_once_whatever_happens(
     while happened < EVENTS[kind]:
         process = start()
         while process.poll() is None and happened < EVENTS[kind]:
-            time.sleep(chance.uniform(1, 8))
+            time.sleep(chance.uniform(0.5, 6))
             processes = family(process)
             if not processes:
                 break
@@ -120,7 +120,7 @@ def test_every_trial_is_run_once_whatever_happens(
             elif event == "full":
                 full(processes)
             elif kind == "files" and (results / "mlflow.db").exists():
-                lock(results / "mlflow.db", chance.uniform(1, 8))
+                lock(results / "mlflow.db", chance.uniform(0.5, 6))
         try:
             status = process.wait(SECONDS)
         except subprocess.TimeoutExpired:
