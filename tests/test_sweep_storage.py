@@ -9,6 +9,9 @@ from pathlib import Path
 
 import optuna
 import pytest
+import studies
+from optuna.storages._rdb import models
+from sqlalchemy import create_engine
 
 from flowbench.errors import UsageError
 from flowbench.sweep.storage import Storage
@@ -131,3 +134,17 @@ def test_what_cannot_be_opened_is_told_without_passwords(place: str, told: str) 
         Storage(place)
     assert "secret" not in str(error.value)
     assert "secret" not in shown(place)
+
+
+@pytest.mark.parametrize("tables", [["studies"], list(models.BaseModel.metadata.tables)])
+def test_a_database_killed_in_the_making_is_completed(tables: list[str], tmp_path: Path) -> None:
+    """Some of Optuna's tables, or all of them without their version."""
+    place = f"sqlite:///{tmp_path / 'half.db'}"
+    engine = create_engine(place)
+    for name in tables:
+        models.BaseModel.metadata.tables[name].create(engine, checkfirst=True)
+    engine.dispose()
+    made = studies.planned(studies.study(tmp_path / "study"), Storage(place))
+    made.prepare(dict)
+    assert made.count().total == 4
+    assert made.claim() is not None
