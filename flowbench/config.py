@@ -187,6 +187,7 @@ TRAINER: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "check_val_every_n_epoch": (_INTEGER, _whole),
     "val_check_interval": (_PART, _part),
     "limit_train_batches": (_PART, _part),
+    "overfit_batches": (f"{_PART}; 0: all", lambda v: v == 0 or _part(v)),
     "limit_val_batches": (f"{_PART}; 0: no validation", lambda v: v == 0 or _part(v)),
     "precision": (
         "32-true, 64-true, bf16-mixed, or on a GPU 16-mixed",

@@ -37,7 +37,6 @@ OURS = {
     "gradient_clip_val": "set optim.clip",
     "gradient_clip_algorithm": "optim.clip limits the norm",
     "fast_dev_run": "it records nothing; set trainer.max_steps to train a little",
-    "overfit_batches": "it would not shuffle; set trainer.limit_train_batches",
     "barebones": "it turns the recording off",
     "reload_dataloaders_every_n_epochs": "a run continues in the middle of an epoch",
 }

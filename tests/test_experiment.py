@@ -317,7 +317,7 @@ REFUSED = {
     "trainer.accumulate_grad_batches = 2.5": {"trainer__accumulate_grad_batches": 2.5},
     "trainer.max_steps = 0": {"trainer__max_steps": 0},
     "trainer.fast_dev_run cannot be set": {"trainer__fast_dev_run": True},
-    "trainer.overfit_batches cannot be set": {"trainer__overfit_batches": 2},
+    "trainer.overfit_batches = 1.5 is not valid": {"trainer__overfit_batches": 1.5},
     "trainer.limit_train_batches = 0 is": {"trainer__limit_train_batches": 0},
     "trainer: .*0.0001": {"trainer__limit_train_batches": 0.0001},
     "trainer.val_check_interval = 0": {"trainer__val_check_interval": 0},
