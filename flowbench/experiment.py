@@ -15,7 +15,7 @@ from flowbench.data import Splits
 from flowbench.data.module import FlowData
 from flowbench.errors import Interrupted, Pruned, UsageError
 from flowbench.evaluation import protocol
-from flowbench.evaluation.sampling import Sampling, draw_classes, grid
+from flowbench.evaluation.sampling import grid
 from flowbench.flow import Flow
 from flowbench.module import FlowModule
 from flowbench.progress import EpochLines
@@ -158,8 +158,9 @@ def _callbacks(
 
     def picture(epoch: int) -> None:
         with weights():
-            images = draw_classes(module.flow, module.classes, 1, Sampling(experiment.seed))
-        store.client.log_image(recording.run_id, grid(images), f"samples/epoch_{epoch:04d}.png")
+            images = protocol.sketch(module.flow, experiment, module.classes)
+        if images is not None:
+            store.client.log_image(recording.run_id, grid(images), f"samples/epoch_{epoch:04d}.png")
 
     return [
         clock,  # first: the others' work after a step is not training time

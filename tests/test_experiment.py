@@ -352,6 +352,18 @@ def test_a_wrong_configuration_is_told_before_anything_is_recorded(told: str, st
 # What is measured
 
 
+def test_a_picture_that_cannot_be_drawn_costs_no_training(
+    store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def breaks(*_: Any, **__: Any) -> Any:
+        raise Diverged("4 of 4 samples are not finite")
+
+    monkeypatch.setattr(protocol, "draw_classes", breaks)
+    record = run(tiny.experiment(evaluate__samples_every=1), store)
+    assert store.get(record.run_id).info.status == "FINISHED"
+    assert "not measured: 4 of 4 samples are not finite" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), OSError("disk full")])
 def test_a_failing_evaluation_costs_nothing_that_was_trained(
     error: Exception, store: Store, monkeypatch: pytest.MonkeyPatch

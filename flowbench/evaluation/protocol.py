@@ -124,6 +124,14 @@ def check(flow: Flow, experiment: Experiment, splits: Splits, cache: Path) -> di
     return found.metrics
 
 
+def sketch(flow: Flow, experiment: Experiment, classes: int) -> np.ndarray[Any, Any] | None:
+    """Draw an image of each class, in the middle of training; None where they are not finite."""
+    images = None
+    with _optional(Evaluation()):
+        images = draw_classes(flow, classes, 1, Sampling(experiment.seed))
+    return images
+
+
 def generate(
     flow: Flow, experiment: Experiment, splits: Splits, count: int
 ) -> tuple[Tensor, Tensor, float]:
