@@ -126,10 +126,10 @@ def check(flow: Flow, experiment: Experiment, splits: Splits, cache: Path) -> di
 
 def sketch(flow: Flow, experiment: Experiment, classes: int) -> np.ndarray[Any, Any] | None:
     """Draw an image of each class, in the middle of training; None where they are not finite."""
-    images = None
-    with _optional(Evaluation()):
-        images = draw_classes(flow, classes, 1, Sampling(experiment.seed))
-    return images
+    drawn = Evaluation()
+    with _optional(drawn):
+        drawn.images["sketch"] = draw_classes(flow, classes, 1, Sampling(experiment.seed))
+    return drawn.images.get("sketch")
 
 
 def generate(
