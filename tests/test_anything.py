@@ -1,9 +1,10 @@
 """Whatever goes in, a command ends well or with one line that says what would be valid.
 
-Random input by hypothesis, the same at every run.
+Random input by hypothesis, the same at every run; FLOWBENCH_EXAMPLES=10 tries ten times as much.
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,11 +33,15 @@ OPTIONS = config.options()
 TRAINER = ["max_epochs", "max_steps", "precision", "devices", "strategy", "limit_val_batches"]
 
 
+MANY = int(os.environ.get("FLOWBENCH_EXAMPLES", "1"))
+"""Times the usual number of examples."""
+
+
 def tried(examples: int) -> Callable[[Any], Any]:
     """Try so many examples, always the same ones."""
     quiet = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large]
     return settings(
-        max_examples=examples,
+        max_examples=examples * MANY,
         derandomize=True,
         database=None,
         deadline=None,
@@ -113,7 +118,7 @@ def trained_with(capsys: pytest.CaptureFixture[str], results: Path, text: bytes)
     assert sorted(results.rglob("*.ckpt")) == before
 
 
-@tried(60)
+@tried(25)
 @given(content=options)
 def test_any_configuration(
     content: dict[str, Any], results: Path, capsys: pytest.CaptureFixture[str]
@@ -121,7 +126,7 @@ def test_any_configuration(
     trained_with(capsys, results, yaml.safe_dump(nested(content)).encode())
 
 
-@tried(40)
+@tried(20)
 @given(text=st.binary(max_size=60) | texts.map(str.encode))
 def test_any_file_as_a_configuration(
     text: bytes, results: Path, capsys: pytest.CaptureFixture[str]
@@ -129,7 +134,7 @@ def test_any_file_as_a_configuration(
     trained_with(capsys, results, text)
 
 
-@tried(60)
+@tried(25)
 @given(content=options)
 def test_any_options(
     content: dict[str, Any], results: Path, capsys: pytest.CaptureFixture[str]
@@ -140,7 +145,7 @@ def test_any_options(
         ends(capsys, "train", "--results", results, *given_)
 
 
-@tried(60)
+@tried(25)
 @given(name=texts)
 def test_any_name(name: str, results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     if "\0" in name:
@@ -165,7 +170,7 @@ changes = st.dictionaries(
 spaces = st.dictionaries(st.sampled_from(OPTIONS) | texts, values, max_size=3)
 
 
-@tried(60)
+@tried(25)
 @given(changed=changes | spaces.map(lambda space: {"space": space}))
 def test_any_study_file(
     changed: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -180,7 +185,7 @@ LINES = st.binary(max_size=30).map(lambda line: line.replace(b"\n", b" ")) | val
 )
 
 
-@tried(40)
+@tried(20)
 @given(line=LINES, place=st.integers(0, 20), replaced=st.booleans())
 def test_any_line_in_a_journal(line: bytes, place: int, replaced: bool, tmp_path: Path) -> None:
     """A study opens and goes on with it, or is refused by the journal's name."""
@@ -208,7 +213,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-@tried(80)
+@tried(40)
 @given(data=st.data())
 def test_any_damage_to_the_files_of_a_report(
     data: st.DataObject, written: Path, tmp_path: Path

@@ -275,7 +275,6 @@ def test_the_average_is_pictured_and_the_weights_return(
         pictured.append({k: v.clone() for k, v in flow.state_dict(prefix="flow.").items()})
         return torch.zeros(1, 10, 28, 28, 1, dtype=torch.uint8).numpy()
 
-    monkeypatch.setattr("flowbench.experiment.draw_classes", draw)
     monkeypatch.setattr("flowbench.evaluation.protocol.draw_classes", draw)
     store = Store(tiny.results(tmp_path / "results"))
     options = {"optim__ema": 0.9, "evaluate__samples_every": 2}

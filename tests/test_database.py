@@ -58,6 +58,7 @@ def test_a_store_killed_in_the_making_is_made_anew(tmp_path: Path) -> None:
     started(Store(tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [0.8, 1.2, 1.6, 2.0])
 def test_a_kill_while_the_store_is_made_leaves_nothing_behind(
     seconds: float, tmp_path: Path

@@ -93,7 +93,15 @@ def whole(shared: Store) -> Callable[[str], str]:
     return cache(lambda variant: run(tiny.experiment(**VARIANTS[variant]), shared).run_id)
 
 
-@pytest.mark.parametrize(("variant", "place"), CASES, ids=map(", ".join, CASES))
+CASES = [
+    case
+    if case[0] == "plain" or case[1] in ("mid-epoch", "last step", "test")
+    else pytest.param(*case, marks=pytest.mark.slow)
+    for case in CASES
+]
+
+
+@pytest.mark.parametrize(("variant", "place"), CASES)
 def test_a_run_resumed_anywhere_ends_as_if_never_stopped(
     variant: str,
     place: str,
@@ -214,7 +222,7 @@ def failed(store: Store) -> str:
     return run_id
 
 
-@pytest.fixture(params=[1, 4, 64])
+@pytest.fixture(params=[1, pytest.param(4, marks=pytest.mark.slow), 64])
 def asked_every(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Batches between questions to the watch: after each as on a CPU, or seldom as on a GPU."""
     monkeypatch.setitem(watch.STEPS, "cpu", request.param)
@@ -246,7 +254,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_block(
 
 
 @pytest.mark.usefixtures("asked_every")
-@pytest.mark.parametrize("accumulated", [1, 2])
+@pytest.mark.parametrize("accumulated", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("factor", "where"),
     [(torch.nan, r"norm is nan, first in block 1 .*bias"), (1e38, "norm is inf, but every")],

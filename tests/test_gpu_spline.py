@@ -107,6 +107,7 @@ def test_no_features_are_no_work(found: Found) -> None:
 POINTERS = {"x_at", "raw", "z_at", "l_at", "gz_at", "gl_at", "gx_at", "g_raw"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capability", [80, 90])
 @pytest.mark.parametrize("name", ["rqs-8", "srqs-32"])
 def test_the_kernels_compile_for_gpus_that_are_not_here(name: str, capability: int) -> None:

@@ -105,7 +105,10 @@ def test_a_complete_study_runs_nothing_again(copy: Store, tmp_path: Path) -> Non
     assert copy.get(run_id).info.status == "FINISHED"
 
 
-@pytest.mark.parametrize("deleted", ["run", "parent", "experiment"])
+SELDOM = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("parent", "experiment")]
+
+
+@pytest.mark.parametrize("deleted", ["run", *SELDOM])
 def test_what_was_deleted_in_the_pages_is_told_and_made_again(
     deleted: str, copy: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
