@@ -31,10 +31,10 @@ $(READY): pyproject.toml constraints.txt
 
 install: $(READY) ## Make the environment in .venv (again only when its files change)
 
-test: $(READY) ## Run the fast tests (3 minutes on 2 cores)
+test: $(READY) ## Run the fast tests (3 to 6 minutes on 2 cores)
 	$(BIN)/pytest $(SHARED) $(ARGS)
 
-test-all: $(READY) ## Run all tests, the slow ones too (7 minutes on 2 cores)
+test-all: $(READY) ## Run all tests, the slow ones too (10 to 15 minutes on 2 cores)
 	$(BIN)/pytest $(SHARED) -m "not gpu" $(ARGS)
 
 gpu-check: ## Measure this machine's GPU into results/gpu, in 8 minutes: needs torch and lightning only
