@@ -163,16 +163,20 @@ class Evaluate:
             check(getattr(self, key) >= 1, f"evaluate.{key}", getattr(self, key), "at least 1")
 
 
-def _whole(value: Any, least: int = 1) -> bool:
-    return type(value) is int and value >= least
+def _whole(value: Any) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _whole_or_none(value: Any) -> bool:
+    return value is None or _whole(value)
 
 
 def _endless(value: Any) -> bool:
-    return value is None or value == -1 or _whole(value)
+    return value == -1 or _whole_or_none(value)
 
 
 def _part(value: Any) -> bool:
-    return value is None or _whole(value) or (isinstance(value, float) and 0 < value <= 1)
+    return _whole_or_none(value) or (isinstance(value, float) and 0 < value <= 1)
 
 
 PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
@@ -181,8 +185,8 @@ _PART = f"{_INTEGER}, that many batches, or a share in (0, 1], written with a po
 TRAINER: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "max_epochs": (f"{_INTEGER}, or -1 for no limit", _endless),
     "max_steps": (f"{_INTEGER}, or -1 for no limit", _endless),
-    "min_epochs": (f"{_INTEGER}, or null", lambda value: value is None or _whole(value)),
-    "min_steps": (f"{_INTEGER}, or null", lambda value: value is None or _whole(value)),
+    "min_epochs": (f"{_INTEGER}, or null", _whole_or_none),
+    "min_steps": (f"{_INTEGER}, or null", _whole_or_none),
     "accumulate_grad_batches": (_INTEGER, _whole),
     "check_val_every_n_epoch": (_INTEGER, _whole),
     "val_check_interval": (_PART, _part),
@@ -232,7 +236,7 @@ class Experiment:
         budget = self.seconds is None or 0 < self.seconds < math.inf
         check(budget, "seconds", self.seconds, "a number above 0, or null")
 
-        for part in self.name.split("/"):  # a study's has its scale behind a slash
+        for part in self.name.split("/"):  # a study's name ends with its scale: bins/quick
             check_name("name", part)
         for key, value in flat(asdict(self)).items():
             if isinstance(value, float):
@@ -269,14 +273,19 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return named
 
 
-def options(of: type = Experiment, prefix: str = "") -> list[str]:
-    """List the dotted names of all options."""
-    names = []
+def types(of: type = Experiment, prefix: str = "") -> dict[str, Any]:
+    """Return the declared type of every option, by its dotted name."""
+    found: dict[str, Any] = {}
     for entry in fields(of):
         own = f"{prefix}{entry.name}"
         nested = isinstance(entry.type, type) and is_dataclass(entry.type)
-        names += options(entry.type, f"{own}.") if nested else [own]  # type: ignore[arg-type]
-    return names
+        found |= types(entry.type, f"{own}.") if nested else {own: entry.type}  # type: ignore[arg-type]
+    return found
+
+
+def options(of: type = Experiment, prefix: str = "") -> list[str]:
+    """List the dotted names of all options."""
+    return list(types(of, prefix))
 
 
 def is_number(name: str) -> bool:
@@ -286,10 +295,4 @@ def is_number(name: str) -> bool:
         >>> [is_number(name) for name in ("model.blocks", "model.heads", "data.noise")]
         [True, False, False]
     """
-    of: Any = Experiment
-    *groups, last = name.split(".")
-    for group in groups:
-        of = {entry.name: entry.type for entry in fields(of)}.get(group)
-        if not is_dataclass(of):
-            return False
-    return {entry.name: entry.type for entry in fields(of)}.get(last) in (int, float)
+    return types().get(name) in (int, float)

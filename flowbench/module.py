@@ -70,7 +70,7 @@ class FlowModule(LightningModule):
         return likelihood.dequantise_gaussian(pixels, data.noise_std, generator)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Compute the loss of one batch; raise ``Diverged`` if it is not finite."""
+        """Compute the loss of one batch, and show it to the watch."""
         place = (self.experiment.seed, self.current_epoch, batch_idx, self.global_rank)
         images, y = self._noisy(batch, place)
         prior, logdet = likelihood.objective(*self.flow(images, y))
@@ -188,13 +188,17 @@ class FlowModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip the gradient's norm to ``optim.clip``, and show it to the watch."""
-        parameters = list(self.flow.parameters())
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        norm = self._norm()
         if not self._scaled():  # a gradient scaler expects infinite gradients, and skips the step
             self.watch.gradient(norm)
             optimizer.found_inf = self.watch.stop  # type: ignore[attr-defined]
-        nn.utils.clip_grads_with_norm_(parameters, self.experiment.optim.clip or math.inf, norm)
+        limit = self.experiment.optim.clip or math.inf
+        nn.utils.clip_grads_with_norm_(self.flow.parameters(), limit, norm)
         self.trained.add(1, grad_norm=norm)
+
+    def _norm(self) -> Tensor:
+        parameters = self.flow.parameters()
+        return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
     def _scaled(self) -> bool:
         plugin = self.trainer.precision_plugin if self._trainer else None
@@ -206,15 +210,13 @@ class FlowModule(LightningModule):
     def _explain(self, found: Broken) -> str:
         """Compute a step again that was not finite, and say where it went wrong."""
         *_, (last, place, when) = found.batches
-        images, y = self._noisy(last, place)
         if not found.gradient:
+            images, y = self._noisy(last, place)
             with torch.no_grad(), self._precision():
                 prior, logdet = likelihood.objective(*self.flow(images, y))
                 return f"{when}: the loss is {(prior - logdet).item()}, {self._where(images, y)}"
         self._accumulate(found.batches)
-        parameters = self.flow.parameters()
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        return f"{when}: the gradient's norm is {norm.item()}, {self._where_gradient()}"
+        return f"{when}: the gradient's norm is {self._norm().item()}, {self._where_gradient()}"
 
     def _accumulate(self, batches: list[tuple[tuple[Tensor, Tensor], Place, str]]) -> None:
         """Compute the gradient of the last step of some batches again."""

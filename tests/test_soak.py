@@ -80,13 +80,13 @@ def test_every_trial_is_run_once_whatever_happens(
         storage = request.getfixturevalue("trials")
     begun: list[StudyFile] = []
 
-    def start() -> subprocess.Popen[bytes]:
+    def start(which: StudyFile) -> subprocess.Popen[bytes]:
         options = [
             "--workers=2",
             f"--results={results}",
             *([f"--storage={storage}"] * bool(storage)),
         ]
-        command = [sys.executable, "-m", "flowbench", "sweep", str(begun[-1].path), *options]
+        command = [sys.executable, "-m", "flowbench", "sweep", str(which.path), *options]
         with (tmp_path / "output.txt").open("ab") as output:
             return subprocess.Popen(command, stdout=output, stderr=output)
 
@@ -101,7 +101,7 @@ def test_every_trial_is_run_once_whatever_happens(
     another()
     happened = 0
     while happened < EVENTS[kind]:
-        process = start()
+        process = start(begun[-1])
         while process.poll() is None and happened < EVENTS[kind]:
             time.sleep(chance.uniform(0.5, 6))
             processes = family(process)
@@ -127,9 +127,8 @@ def test_every_trial_is_run_once_whatever_happens(
             raise AssertionError(f"it hangs: {(tmp_path / 'output.txt').read_text()}") from None
         if status == 0:
             another()
-    for which in list(begun):
-        begun.append(which)
-        process = start()
+    for which in begun:
+        process = start(which)
         assert process.wait(SECONDS) == 0, (tmp_path / "output.txt").read_text()[-3000:]
         made = studies.planned(which, Storage(storage or journal(which, results)))
         studies.assert_complete(Store(results), made)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from flowbench.bench.machine import facts, limits
 from flowbench.bench.measure import seconds, spread
 from flowbench.bench.tarflow import TarFlow
 from flowbench.callbacks import Budget, EpochClock, EpochRecord
+from flowbench.checkpoint import AtomicCheckpointIO
 from flowbench.config import Data, Evaluate, Experiment, Model
 from flowbench.data.module import FlowData
 from flowbench.evaluation import likelihood
@@ -250,9 +251,9 @@ def train(chosen: Experiment, path: Path) -> dict[str, Any]:
     ]
     with known_warnings():
         trainer.fit(module, datamodule=data)
-    about: dict[str, Any] = {"experiment": asdict(chosen), "classes": module.classes}
-    about["shape"] = tuple(module.flow.shape)
-    torch.save({"state_dict": module.state_dict(), "flowbench": about}, path)
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
     flow = module.flow.to(device(), torch.float32).eval()
     tested = density(
         flow, data.splits.test, module.dequantise, chosen.data.noise, 1, TEST_NOISE, 500

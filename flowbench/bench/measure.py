@@ -50,9 +50,8 @@ def peak_memory(work: Work) -> float:
         work()
         return float(torch.cuda.max_memory_allocated() - before)
     try:
-        Path("/proc/self/clear_refs").write_text(
-            "5", encoding="utf-8"
-        )  # resets the peak to the present memory
+        # Resets the peak to the present memory.
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
         return float("nan")
     before = psutil.Process().memory_info().rss

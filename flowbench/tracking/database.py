@@ -40,7 +40,7 @@ def prepare(path: Path) -> None:
 
     Both happen in a copy that takes the file's place when it is whole, so that a kill at any moment
     leaves the file as it was. Tables without a run, left by a kill of an older flowbench, are made
-    anew. An older file is kept beside.
+    anew. A file of an older MLflow is kept under its name and version.
 
     Args:
         path: The SQLite file, which may be missing.
@@ -83,7 +83,7 @@ def _version(path: Path) -> str | None:
     if not path.exists():
         return None
     with closing(sqlite3.connect(path)) as database:
-        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+        tables = _tables(database)
         if "alembic_version" not in tables or any(n.startswith("_alembic_tmp_") for n in tables):
             return None
         found = database.execute("SELECT version_num FROM alembic_version").fetchone()
@@ -94,8 +94,13 @@ def _has_runs(path: Path) -> bool:
     if not path.exists():
         return False
     with closing(sqlite3.connect(path)) as database:
-        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
-        return "runs" in tables and bool(database.execute("SELECT 1 FROM runs").fetchone())
+        return "runs" in _tables(database) and bool(
+            database.execute("SELECT 1 FROM runs").fetchone()
+        )
+
+
+def _tables(database: sqlite3.Connection) -> set[str]:
+    return {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
 
 
 def relocate(path: Path, artifacts: Path) -> None:
