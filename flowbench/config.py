@@ -45,9 +45,9 @@ class Model:
     """Elementwise transform: additive, affine, softaffine (clipped), rqs-K (K bins), or a
     composition: affine+rqs-8."""
     blocks: int = 8
-    """Flow blocks; each runs over the patches in the opposite order of the one before."""
-    layers: int = 4
-    """Transformer layers in each block."""
+    """Flow blocks; the first is the one nearest the data."""
+    layers: int | tuple[int, ...] = 4
+    """Transformer layers in each block, or a list with those of every block: [1, 1, 1, 5]."""
     width: int = 128
     """Channels of the transformer."""
     heads: int | None = None
@@ -60,15 +60,40 @@ class Model:
     """The MLP's activation: exact GELU or its tanh approximation."""
     conditional: bool = True
     """Condition on the class label where the data set has labels."""
+    start: Literal["identity", "learned", "token"] = "identity"
+    """What becomes of the first patch of a block: it passes unchanged, has parameters of its own,
+    or gets them from a start token."""
+    order: str = "flip"
+    """Order in which the blocks take the patches: flip (raster, every second block reversed),
+    raster, columns, snake, hilbert, spiral-in, spiral-out, checkerboard, random-SEED, or several
+    in turn: flip+snake."""
+    clip: float | None = None
+    """c: raw parameters r of the transform become c tanh(r/c); null: they are left as they are."""
+    qk_norm: bool = False
+    """Normalise queries and keys of the attention."""
+    final_norm: bool = False
+    """Normalise the tokens before the head that gives the parameters."""
 
     def __post_init__(self) -> None:
-        for key in ("blocks", "layers", "width", "patch", "expansion"):
+        for key in ("blocks", "width", "patch", "expansion"):
             value = getattr(self, key)
             check(value >= 1, f"model.{key}", value, "an integer of at least 1")
+        each = [self.layers] if isinstance(self.layers, int) else list(self.layers)
+        fits = isinstance(self.layers, int) or len(each) == self.blocks
+        valid = f"an integer of at least 1, or a list of {self.blocks}, one for each block"
+        given = each if isinstance(self.layers, tuple) else self.layers
+        check(fits and min(each) >= 1, "model.layers", given, valid)
+        clipped = self.clip is None or 0 < self.clip < math.inf
+        check(clipped, "model.clip", self.clip, "a number above 0, or null")
         if self.heads is not None:
             valid = f"an integer that divides model.width = {self.width}"
             whole = self.heads >= 1 and self.width % self.heads == 0
             check(whole, "model.heads", self.heads, valid)
+
+    @property
+    def total_layers(self) -> int:
+        """Transformer layers of all blocks together."""
+        return self.blocks * self.layers if isinstance(self.layers, int) else sum(self.layers)
 
 
 @dataclass(frozen=True)

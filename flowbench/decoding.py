@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from flowbench.errors import UsageError
 from flowbench.vit import CausalTransformer
@@ -122,13 +123,13 @@ class Conditioner:
 
     Args:
         network: The network.
-        pos_embed: Positions in the order of the tokens.
+        pos_embed: Positions in the order of the tokens; a start token's, if any, first.
         y: Labels.
         batch: B.
         guidance: How to guide; None does not.
 
     Shape:
-        pos_embed ``[T, C]``, y ``[B]``
+        pos_embed ``[T or T + 1, C]``, y ``[B]``
     """
 
     def __init__(
@@ -147,7 +148,9 @@ class Conditioner:
             # Both passes are one batch of 2B with one cache: first all guided, then all unguided.
             unguided = (pos_embed + network.embed_class(None)).expand(batch, -1, -1)
             self.embedding = torch.cat([self.embedding, unguided])
-            self.weights = guidance.weights(len(pos_embed)).to(pos_embed)[:, None]
+            weights = guidance.weights(network.tokens).to(pos_embed)
+            # A start token before the patches, where there is one, has no parameters of its own.
+            self.weights = F.pad(weights, (len(pos_embed) - network.tokens, 0))[:, None]
             if guidance.temperature != 1:
                 temperatures = pos_embed.new_tensor([1.0, guidance.temperature])
                 self.temperature = temperatures.repeat_interleave(batch).view(-1, 1, 1, 1)
@@ -162,8 +165,13 @@ class Conditioner:
         if self.weights is None:
             return self.network.step(x, self.embedding, self.cache, t)
         both = self.network.step(x.repeat(2, 1, 1), self.embedding, self.cache, t, self.temperature)
-        c, u = both.chunk(2)
-        return c + self.weights[t + 1 : t + 1 + x.shape[1]] * (c - u)
+        return self.guide(*both.chunk(2), t + 1)
+
+    def guide(self, guided: Tensor, unguided: Tensor, t: int) -> Tensor:
+        """Combine the raw parameters of tokens t, t + 1, …; each ``[B, n, P·D]``."""
+        if self.weights is None:
+            return guided
+        return guided + self.weights[t : t + guided.shape[1]] * (guided - unguided)
 
 
 def solve(invert: Callable[[Tensor, int], Tensor], z: Tensor, decoding: Decoding) -> Decoded:

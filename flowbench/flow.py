@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from flowbench.decoding import SEQUENTIAL, Conditioner, Decoded, Decoding, Guidance, solve
 from flowbench.errors import UsageError
-from flowbench.orders import Order, alternate
+from flowbench.orders import RANDOM, Order, path
 from flowbench.transforms import parse
 from flowbench.transforms.base import Elementwise, kernels
-from flowbench.vit import CausalTransformer
+from flowbench.vit import CausalTransformer, of_labels
 
 
 def patchify(images: Tensor, patch: int) -> Tensor:
@@ -44,28 +44,64 @@ class Step(NamedTuple):
     log_slope: Tensor
 
 
+STARTS = ("identity", "learned", "token")
+
+
 class AutoregressiveBlock(nn.Module):
     """One flow step: every patch is transformed with parameters computed from earlier patches.
 
-    The network's outputs are shifted by one patch, so the first patch of the order has raw
-    parameters zero and passes unchanged.
+    The network's outputs are shifted by one patch, so none is left for the first patch of the
+    order. ``start`` says where its raw parameters come from:
+
+    - ``identity``: they are zero, and the patch passes unchanged, as TarFlow has it;
+    - ``learned``: they are parameters of their own, for each class, which start at zero;
+    - ``token``: the network reads them off a start token before the sequence, as in STARFlow.
 
     Args:
         transform: The elementwise transform.
         order: Order in which the block takes the patches.
         tokens: T.
         features: D.
+        start: ``identity``, ``learned`` or ``token``.
+        clip: c: raw parameters r become c·tanh(r/c); None leaves them.
+        classes: Number of classes; 0 for an unconditional block.
         network: Further arguments of ``CausalTransformer``.
+
+    Raises:
+        UsageError: The start is none of these, or c is not positive.
+
+    References:
+        Gu et al., *STARFlow* (2025), https://arxiv.org/abs/2506.06276, has the start token and,
+        with c = 4, the clip.
     """
 
     def __init__(
-        self, transform: Elementwise, order: Order, tokens: int, features: int, **network: Any
+        self,
+        transform: Elementwise,
+        order: Order,
+        tokens: int,
+        features: int,
+        start: str = "identity",
+        clip: float | None = None,
+        classes: int = 0,
+        **network: Any,
     ) -> None:
         super().__init__()
+        if start not in STARTS:
+            raise UsageError(f"model.start = {start!r} is not valid: {', '.join(STARTS)}")
+        if clip is not None and not 0 < clip < math.inf:
+            raise UsageError(f"model.clip = {clip!r} is not valid: a number above 0, or null")
         self.transform = transform
         self.order = order
+        self.start = start
+        self.clip = clip
         outputs = transform.num_params * features
-        self.network = CausalTransformer(tokens, features, outputs, **network)
+        self.network = CausalTransformer(tokens, features, outputs, classes=classes, **network)
+        # Zeros, which draw nothing: flows of one seed differ in their start alone.
+        if start == "learned":
+            self.first = nn.Parameter(torch.zeros(max(1, classes), outputs))
+        if start == "token":
+            self.token = nn.Parameter(torch.zeros(1, self.network.width))
 
     def trace(self, x: Tensor, y: Tensor | None = None) -> Step:
         """Map data to noise and keep the intermediate results, in the block's own order.
@@ -75,23 +111,47 @@ class AutoregressiveBlock(nn.Module):
         """
         x = self.order(x, 1)
         params, z, log_slope = self._transform(x, y)
+        unchanged = x.shape[1] - log_slope.shape[1]
         pad = nn.functional.pad
-        return Step(x, pad(params, (0, 0, 0, 0, 1, 0)), z, pad(log_slope, (0, 0, 1, 0)))
+        params = pad(params, (0, 0, 0, 0, unchanged, 0))
+        return Step(x, params, z, pad(log_slope, (0, 0, unchanged, 0)))
 
     def forward(self, x: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Map data to noise; x ``[B, T, D]``, y ``[B]`` -> z ``[B, T, D]``, log_det ``[B]``."""
         _, z, log_slope = self._transform(self.order(x, 1), y)
-        return self.order(z, 1), log_slope.sum((1, 2))
+        return self.order.undo(z, 1), log_slope.sum((1, 2))
 
     def _transform(self, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Transform all patches but the first: their params, all of z, their log-slopes."""
-        pos_embed = self.order(self.network.pos_embed, 0)
+        """Return the params and log-slopes of the patches that are transformed, and all of z."""
+        alone = 0 if self.start == "token" else 1
+        first, rest = x[:, :alone], x[:, alone:]
         # The last patch conditions nothing, so the network never sees it.
-        params = self._split(self.network(x[:, :-1], pos_embed[:-1], y))
+        given = self._after_start(x)[:, :-1]
+        params = self._params(self.network(given, self._positions()[: given.shape[1]], y))
         # In memory like the network's outputs: tokens innermost (see flowbench.kernels).
-        rest = x[:, 1:].permute(2, 0, 1).contiguous().permute(1, 2, 0)
+        rest = rest.permute(2, 0, 1).contiguous().permute(1, 2, 0)
         rest, log_slope = self.transform.forward(rest, params)
-        return params, torch.cat([x[:, :1], rest], 1), log_slope
+        if self.start == "learned":
+            own = self._params(self._first(y)).expand(len(x), -1, -1, -1)
+            first, slope = self.transform.forward(first, own)
+            params, log_slope = torch.cat([own, params], 1), torch.cat([slope, log_slope], 1)
+        return params, torch.cat([first, rest], 1), log_slope
+
+    def _after_start(self, x: Tensor) -> Tensor:
+        """Put the start token, where there is one, before a sequence ``[B, T, D]``.
+
+        It is a token of zeros with a learned position of its own.
+        """
+        return nn.functional.pad(x, (0, 0, 1, 0)) if self.start == "token" else x
+
+    def _positions(self) -> Tensor:
+        """What tells the tokens of such a sequence apart, in the block's order; ``[≥T, C]``."""
+        own = self.order(self.network.pos_embed, 0)
+        return torch.cat([self.token, own]) if self.start == "token" else own
+
+    def _first(self, y: Tensor | None) -> Tensor:
+        """Raw parameters of the first patch where they are learned; ``[B or 1, 1, P·D]``."""
+        return of_labels(self.first, y if self.network.class_embed is not None else None)
 
     @torch.no_grad()
     def inverse(
@@ -106,36 +166,47 @@ class AutoregressiveBlock(nn.Module):
         Shape:
             z ``[B, T, D]``, y ``[B]`` -> x ``[B, T, D]`` and the sweeps it took
         """
-        z = self.order(z, 1)
-        pos_embed = self.order(self.network.pos_embed, 0)
-        conditioner = Conditioner(self.network, pos_embed, y, len(z), guidance)
+        z = self._after_start(self.order(z, 1))
+        conditioner = Conditioner(self.network, self._positions(), y, len(z), guidance)
+        if self.start == "learned":
+            raw = conditioner.guide(self._first(y), self._first(None), 0)
+            first = self.transform.inverse(z[:, :1], self._params(raw))[0]
+            z = torch.cat([first, z[:, 1:]], 1)
 
         def invert(x: Tensor, t: int) -> Tensor:
-            params = self._split(conditioner(x, t))
+            params = self._params(conditioner(x, t))
             return self.transform.inverse(z[:, t + 1 : t + 1 + x.shape[1]], params)[0]
 
         decoded = solve(invert, z, decoding)
-        return decoded._replace(x=self.order(decoded.x, 1))
+        return decoded._replace(x=self.order.undo(decoded.x[:, -self.network.tokens :], 1))
 
-    def _split(self, raw: Tensor) -> Tensor:
+    def _params(self, raw: Tensor) -> Tensor:
         """Read ``[B, T, P·D]``, all features' first parameter first, as ``[B, T, D, P]``."""
+        if self.clip:
+            raw = self.clip * torch.tanh(raw / self.clip)
         return raw.unflatten(-1, (self.transform.num_params, -1)).transpose(-1, -2)
 
 
 class Flow(nn.Module):
-    """A normalizing flow over images: blocks of masked vision transformers, alternately reversed.
+    """A normalizing flow over images: blocks of masked vision transformers.
 
     Args:
         shape: Channels, height and width of the images.
         classes: Number of classes; 0 for an unconditional flow.
         transform: Name of the elementwise transform, as ``flowbench.transforms.parse`` reads it.
         blocks: Flow blocks.
-        layers: Transformer layers in each block.
+        layers: Transformer layers in each block: one number for all, or one for each of them.
         width: C.
         heads: H; None gives one to every 64 channels.
         patch: Side of the patches in pixels.
         expansion: Hidden channels of the MLP over C.
         activation: ``gelu`` (exact) or ``gelu-tanh``.
+        start: What transforms the first patch of a block: ``identity``, ``learned`` or ``token``
+            (see ``AutoregressiveBlock``).
+        order: Orders in which the blocks take the patches (see ``flowbench.orders.path``).
+        clip: c: raw parameters r become c·tanh(r/c); None leaves them.
+        qk_norm: Normalise queries and keys by their root mean square, with learned gains.
+        final_norm: Normalise the tokens before the head.
 
     Raises:
         UsageError: The patch does not divide the image, or an argument has no meaning.
@@ -157,12 +228,17 @@ class Flow(nn.Module):
         classes: int = 0,
         transform: str = "affine",
         blocks: int = 8,
-        layers: int = 4,
+        layers: int | Sequence[int] = 4,
         width: int = 128,
         heads: int | None = None,
         patch: int = 4,
         expansion: int = 4,
         activation: str = "gelu",
+        start: str = "identity",
+        order: str = "flip",
+        clip: float | None = None,
+        qk_norm: bool = False,
+        final_norm: bool = False,
     ) -> None:
         super().__init__()
         channels, height, across = shape
@@ -173,24 +249,32 @@ class Flow(nn.Module):
                 f"patch {patch} does not divide images of {height}x{across}: valid are {valid}"
             )
         self.shape, self.classes, self.patch = shape, classes, patch
-        self.tokens = (height // patch) * (across // patch)
+        rows, columns = height // patch, across // patch
+        self.tokens = rows * columns
         self.features = channels * patch * patch
         self.dims = self.tokens * self.features
         elementwise = parse(transform)
+        depths = [layers] * blocks if isinstance(layers, int) else list(layers)
+        if len(depths) != blocks:
+            raise UsageError(f"model.layers = {depths} is not valid: {blocks} numbers, one a block")
         self.blocks: Sequence[AutoregressiveBlock] = nn.ModuleList(  # type: ignore[assignment]
             AutoregressiveBlock(
                 elementwise,
-                alternate(i),
+                Order(path(order, i, rows, columns), saved=RANDOM in order),
                 self.tokens,
                 self.features,
+                start,
+                clip,
+                classes,
                 width=width,
-                layers=layers,
+                layers=depth,
                 heads=heads,
-                classes=classes,
                 expansion=expansion,
                 activation=activation,
+                qk_norm=qk_norm,
+                final_norm=final_norm,
             )
-            for i in range(blocks)
+            for i, depth in enumerate(depths)
         )
 
     def kernels(self, compiled: bool = False, device: torch.device | None = None) -> str:
@@ -225,7 +309,7 @@ class Flow(nn.Module):
         for block in self.blocks:
             step = block.trace(x, y)
             yield step
-            x = block.order(step.z, 1)
+            x = block.order.undo(step.z, 1)
 
     def log_prob(self, images: Tensor, y: Tensor | None = None) -> Tensor:
         """Log-density of images given their labels, in nats; ``[B]``."""

@@ -8,6 +8,7 @@ import torch
 from flowbench.config import Data, Experiment, Model
 from flowbench.errors import UsageError
 from flowbench.transforms import parse
+from flowbench.vit import HEAD_DIM
 
 FLOAT = 4
 DIGITS = (1, 28, 28)
@@ -32,8 +33,13 @@ def parameters(model: Model, shape: tuple[int, int, int], classes: int) -> int:
     attention = 2 * width + (width + 1) * 3 * width + (width + 1) * width
     mlp = 2 * width + (width + 1) * hidden + (hidden + 1) * width
     ends = (features + 1) * width + (width + 1) * outputs
-    labels = classes * width if model.conditional else 0
-    return model.blocks * (ends + tokens * width + labels + model.layers * (attention + mlp))
+    classes = classes if model.conditional else 0
+    first = {"identity": 0, "learned": max(1, classes) * outputs, "token": width}[model.start]
+    in_layer = attention + mlp
+    if model.qk_norm:
+        in_layer += 2 * (width // (model.heads or max(1, width // HEAD_DIM)))
+    around = ends + (tokens + classes) * width + first + (2 * width if model.final_norm else 0)
+    return model.blocks * around + model.total_layers * in_layer
 
 
 def memory(experiment: Experiment, shape: tuple[int, int, int], classes: int) -> int:
@@ -52,7 +58,8 @@ def memory(experiment: Experiment, shape: tuple[int, int, int], classes: int) ->
     copies = 5 if experiment.optim.ema else 4
     in_layer = (8 + 2 * model.expansion) * model.width + (model.heads or 1) * tokens
     around = 2 * model.width + features * (4 + 3 * parse(model.transform).num_params)
-    kept = experiment.data.batch * tokens * model.blocks * (model.layers * in_layer + around)
+    in_blocks = model.total_layers * in_layer + model.blocks * around
+    kept = experiment.data.batch * tokens * in_blocks
     return FLOAT * (copies * parameters(model, shape, classes) + kept)
 
 

@@ -35,10 +35,11 @@ class Cache(NamedTuple):
 class Attention(nn.Module):
     """Pre-norm causal multi-head self-attention."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width)
+        self.qk_norm = nn.ModuleList(_rms(width // heads) for _ in range(2 if qk_norm else 0))
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
@@ -58,12 +59,20 @@ class Attention(nn.Module):
 
     def _qkv(self, x: Tensor) -> Tensor:
         qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1))  # [B, T, 3, H, C/H]
-        return qkv.permute(2, 0, 3, 1, 4)
+        qkv = qkv.permute(2, 0, 3, 1, 4)
+        if not self.qk_norm:
+            return qkv
+        (norm_q, norm_k), (q, k, v) = self.qk_norm, qkv
+        return torch.stack([norm_q(q).to(v.dtype), norm_k(k).to(v.dtype), v])
 
     def _mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         n = q.shape[-2]
         attention = _fused_attention if q.is_cuda or n == 1 else _short_attention
         return self.proj(attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def _rms(size: int) -> nn.RMSNorm:
+    return nn.RMSNorm(size, eps=1e-6)
 
 
 def _fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -101,22 +110,24 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """Attention and MLP, each added to the residual stream."""
 
-    def __init__(self, width: int, heads: int, expansion: int, activation: str) -> None:
+    def __init__(
+        self, width: int, heads: int, expansion: int, activation: str, qk_norm: bool
+    ) -> None:
         super().__init__()
         self.kind = fused.Kind(heads, expansion * width, ACTIVATIONS[activation] == "tanh")
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, qk_norm)
         self.mlp = MLP(width, expansion, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Run over all tokens at once; x ``[B, T, C]`` -> ``[B, T, C]``."""
-        maps = self.maps()
-        if fused.fits(x, self.kind, maps) and not _watched(self):
-            return fused.layer(x, self.kind, maps, self._without_kernels)
+        if self.has_kernel(x):
+            return fused.layer(x, self.kind, self.maps(), self._without_kernels)
         return self.plain(x)
 
     def has_kernel(self, x: Tensor) -> bool:
         """Return whether the hand-written kernel runs this layer over such tokens."""
-        return fused.fits(x, self.kind, self.maps()) and not _watched(self)
+        known = not self.attention.qk_norm and fused.fits(x, self.kind, self.maps())
+        return known and not _watched(self)
 
     def plain(self, x: Tensor) -> Tensor:
         """The same by torch's own operations."""
@@ -163,6 +174,8 @@ class CausalTransformer(nn.Module):
         classes: Number of classes; 0 for an unconditional model.
         expansion: Hidden channels of the MLP over C.
         activation: ``gelu`` (exact) or ``gelu-tanh``.
+        qk_norm: Normalise queries and keys by their root mean square, with learned gains.
+        final_norm: Normalise the tokens before the head.
 
     Raises:
         UsageError: H does not divide C, or the activation is unknown.
@@ -183,6 +196,8 @@ class CausalTransformer(nn.Module):
         classes: int = 0,
         expansion: int = 4,
         activation: str = "gelu",
+        qk_norm: bool = False,
+        final_norm: bool = False,
     ) -> None:
         super().__init__()
         heads = max(1, width // HEAD_DIM) if heads is None else heads
@@ -198,22 +213,16 @@ class CausalTransformer(nn.Module):
         self.pos_embed = nn.Parameter(0.01 * torch.randn(tokens, width))
         self.class_embed = nn.Parameter(0.01 * torch.randn(classes, 1, width)) if classes else None
         self.layers: Sequence[Layer] = nn.ModuleList(  # type: ignore[assignment]
-            Layer(width, heads, expansion, activation) for _ in range(layers)
+            Layer(width, heads, expansion, activation, qk_norm) for _ in range(layers)
         )
+        self.final_norm = nn.LayerNorm(width) if final_norm else None
         self.proj_out = nn.Linear(width, outputs)
         nn.init.zeros_(self.proj_out.weight)
         nn.init.zeros_(self.proj_out.bias)
 
     def embed_class(self, y: Tensor | None) -> Tensor | float:
         """Embed labels ``[B]`` to ``[B, 1, C]``; −1, or no labels at all, is the classes' mean."""
-        if self.class_embed is None:
-            return 0.0
-        mean = self.class_embed.mean(0, keepdim=True)
-        if y is None:
-            return mean
-        rows = torch.cat([self.class_embed, mean])
-        # Not by an index: on a CPU that leaves the order of adding up gradients to the threads.
-        return F.embedding(y.where(y >= 0, len(self.class_embed)), rows.flatten(1))[:, None]
+        return 0.0 if self.class_embed is None else of_labels(self.class_embed.flatten(1), y)
 
     def forward(self, x: Tensor, pos_embed: Tensor, y: Tensor | None = None) -> Tensor:
         """Run over up to T tokens at once.
@@ -229,6 +238,8 @@ class CausalTransformer(nn.Module):
         # The head's product the other way round: each of its outputs is then contiguous over the
         # tokens, as elementwise transforms want their parameters, without a transposing copy.
         head = self.proj_out
+        if self.final_norm:
+            x = self.final_norm(x)
         with _exactly(x):
             rows = x.to(head.weight.dtype).flatten(0, 1)
             raw = torch.addmm(head.bias[:, None], head.weight, rows.t())
@@ -256,7 +267,8 @@ class CausalTransformer(nn.Module):
             tanh=ACTIVATIONS[self.activation] == "tanh",
             eps=self.layers[0].attention.norm.eps if len(self.layers) else 0.0,
         )
-        if not fits(sizes, first.weight) or _watched(self):
+        normed = self.final_norm or any(layer.attention.qk_norm for layer in self.layers)
+        if normed or not fits(sizes, first.weight) or _watched(self):
             return None
         return pack(sizes, first, [layer.maps() for layer in self.layers], last)
 
@@ -288,8 +300,23 @@ class CausalTransformer(nn.Module):
             x = self.proj_in(x) + embedding[:, t : t + x.shape[1]]
         for layer, keys_values in zip(self.layers, cache.layers, strict=True):
             x = layer.step(x, keys_values, t, temperature)
+        if self.final_norm:
+            x = self.final_norm(x)
         with _exactly(x):
             return self.proj_out(x.to(self.proj_out.weight.dtype))
+
+
+def of_labels(table: Tensor, y: Tensor | None) -> Tensor:
+    """Look up labels in a table with a row for every class; −1, or no labels, is the rows' mean.
+
+    Shape:
+        table ``[classes, N]``, y ``[B]`` -> ``[B, 1, N]``, or ``[1, 1, N]`` without labels
+    """
+    mean = table.mean(0, keepdim=True)
+    if y is None:
+        return mean[None]
+    # Not by an index: on a CPU that leaves the order of adding up gradients to the threads.
+    return F.embedding(y.where(y >= 0, len(table)), torch.cat([table, mean]))[:, None]
 
 
 def _watched(module: nn.Module) -> bool:

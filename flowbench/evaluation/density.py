@@ -130,8 +130,8 @@ def _parts(flow: Flow, x: Tensor, y: Tensor | None) -> tuple[Tensor, Tensor, Ten
     for block, step in zip(flow.blocks, flow.trace(x, y), strict=True):
         slopes = step.log_slope.sum(-1)
         own.append(slopes.sum(0))
-        placed = placed + block.order(slopes, 1)
-        z = block.order(step.z, 1)
+        placed = placed + block.order.undo(slopes, 1)
+        z = block.order.undo(step.z, 1)
     return _half_squares(z), placed, torch.stack(own)
 
 
