@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from flowbench.errors import UsageError
 from flowbench.flow import AutoregressiveBlock, Flow, patchify, unpatchify
-from flowbench.orders import alternate, raster, reversed_raster
+from flowbench.orders import ORDERS, path
 
 f32, f64 = torch.float32, torch.float64
 TRANSFORMS = ["additive", "affine", "rqs-1", "rqs-4", "rqs-8-3", "affine+rqs-8", "rqs-4+additive"]
