@@ -21,6 +21,9 @@ Direction = Literal["minimize", "maximize", ""]
 TRANSFORM, SEED = "model.transform", "seed"
 BLOCKS, LAYERS, WIDTH, PATCH = "model.blocks", "model.layers", "model.width", "model.patch"
 DATA, NOISE, BATCH, EPOCHS = "data.name", "data.noise", "data.batch", "trainer.max_epochs"
+LAYERS_LISTED = "layers_by_block"
+"""The column with the layers of every block, such as 1-1-6, where they are given as a list;
+``model.layers`` is then their mean."""
 SECONDS, KERNELS = "seconds_per_epoch", "kernels"
 
 HASH = "extractor_"
@@ -201,6 +204,10 @@ _LABELS = {
     BATCH: "batch (images)",
     EPOCHS: "epochs",
     LAYERS: "layers per block",
+    LAYERS_LISTED: "layers by block",
+    "model.clip": "clip of raw parameters",
+    "model.start": "first patch",
+    "model.qk_norm": "QK-norm",
     "optim.lr": "learning rate",
 }
 
@@ -212,7 +219,7 @@ def is_setting(name: str) -> bool:
         >>> [is_setting(name) for name in ("model.blocks", "trainer.precision", "data.root")]
         [True, True, False]
     """
-    if name.startswith("trainer."):
+    if name.startswith("trainer.") or name == LAYERS_LISTED:
         return True
     evaluated = name.startswith("evaluate.")
     return name in config.options() and not evaluated and name not in _NOT_SETTINGS

@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from flowbench.errors import UsageError
 from flowbench.flow import AutoregressiveBlock, Flow, patchify, unpatchify
-from flowbench.orders import ORDERS, path
 
 f32, f64 = torch.float32, torch.float64
 TRANSFORMS = ["additive", "affine", "rqs-1", "rqs-4", "rqs-8-3", "affine+rqs-8", "rqs-4+additive"]
@@ -89,17 +88,6 @@ def test_a_patch_that_does_not_divide_is_told_with_those_that_do(
 def test_an_unknown_transform_is_told() -> None:
     with pytest.raises(UsageError, match="'spline'"):
         Flow((1, 4, 4), transform="spline")
-
-
-@pytest.mark.parametrize("order", [raster, reversed_raster])
-@pytest.mark.parametrize("dim", [0, 1])
-def test_an_order_applied_twice_is_the_identity(order: object, dim: int) -> None:
-    x = torch.randn(4, 5, 2)
-    assert torch.equal(order(order(x, dim), dim), x)
-
-
-def test_orders_alternate_beginning_with_the_raster() -> None:
-    assert [alternate(i) for i in range(4)] == [raster, reversed_raster] * 2
 
 
 @every_transform

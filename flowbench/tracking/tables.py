@@ -185,6 +185,7 @@ def _row(run: Run, history: pd.DataFrame) -> dict[str, Any]:
     for key, value in params.items():
         if schema.is_setting(key) or key in schema.COLUMNS:
             row[key] = value if schema.find(key).text else _plain(value)
+    row |= _layers(row)
     row |= {key: value for key, value in run.data.metrics.items() if schema.find(key).final}
     for name, column in schema.COLUMNS.items():
         if column.tag:
@@ -195,6 +196,15 @@ def _row(run: Run, history: pd.DataFrame) -> dict[str, Any]:
     row |= times(history)
     row["started"] = pd.Timestamp(run.info.start_time, unit="ms").isoformat(timespec="seconds")
     return row
+
+
+def _layers(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Split layers that are listed by block into their mean and the list."""
+    listed = row.get(LAYERS)
+    if not isinstance(listed, str):
+        return {}
+    layers = [int(number) for number in re.findall(r"\d+", listed)]
+    return {LAYERS: sum(layers) / len(layers), LAYERS_LISTED: "-".join(map(str, layers))}
 
 
 def times(history: pd.DataFrame) -> dict[str, float]:
