@@ -5,6 +5,7 @@ different paths. A path is a permutation: the raster numbers of the patches, in 
 which a block takes them. An order is a cycle of paths over the blocks.
 """
 
+import re
 from collections.abc import Callable, Sequence
 
 import torch
@@ -86,6 +87,7 @@ ORDERS: dict[str, Sequence[Path]] = {
 }
 """Name → paths of blocks 0, 1, …, over and over; ``random-SEED`` has a new one for each block."""
 RANDOM = "random-"
+DRAWN = re.compile(RANDOM + "[0-9]{1,9}")
 
 
 def path(order: str, block: int, rows: int, columns: int) -> Tensor:
@@ -107,18 +109,16 @@ def path(order: str, block: int, rows: int, columns: int) -> Tensor:
         ([3, 2, 1, 0], [0, 1, 3, 2])
     """
     names = order.split("+")
-    turn, at = divmod(block, len(names))
-    name = names[at]
-    if name in ORDERS:
-        return ORDERS[name][turn % len(ORDERS[name])](rows, columns)
-    seed = name.removeprefix(RANDOM)
-    if not name.startswith(RANDOM) or not (seed.isdecimal() and seed.isascii() and len(seed) < 10):
-        valid = ", ".join(ORDERS)
+    if not all(name in ORDERS or DRAWN.fullmatch(name) for name in names):
         raise UsageError(
-            f"model.order = {order!r} is not valid: one of {valid}, {RANDOM}SEED, or several "
-            "joined by +"
+            f"model.order = {order!r} is not valid: one of {', '.join(ORDERS)}, {RANDOM}SEED, "
+            "or several joined by +"
         )
-    generator = torch.Generator().manual_seed((int(seed) << 16) + turn)
+    turn, at = divmod(block, len(names))
+    if paths := ORDERS.get(names[at]):
+        return paths[turn % len(paths)](rows, columns)
+    seed = int(names[at].removeprefix(RANDOM))
+    generator = torch.Generator().manual_seed((seed << 16) + turn)
     return torch.randperm(rows * columns, generator=generator)
 
 

@@ -18,11 +18,11 @@ every_start = pytest.mark.parametrize("start", STARTS)
 
 def trained(order: str = "flip", **options: object) -> Flow:
     """A small flow over 4 x 4 patches with weights that do something."""
-    flow = Flow((1, 8, 8), 3, "rqs-4", 4, 1, 16, patch=2, order=order, **options).double()
+    flow = Flow((1, 8, 8), 3, "srqs-4", 4, 1, 16, patch=2, order=order, **options).double()
     generator = torch.Generator().manual_seed(5)
     for parameter in flow.parameters():
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        parameter.data += 0.3 * noise
+        parameter.data += 0.1 * noise
     return flow
 
 

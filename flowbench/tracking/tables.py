@@ -1,6 +1,7 @@
 """Recorded runs as tables: a row per run, a row per run and epoch, and the evaluation's tables."""
 
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from mlflow.entities import Run
 
 from flowbench import schema
 from flowbench.errors import UsageError
-from flowbench.schema import SECONDS, SEED, TIMES, TRANSFORM
+from flowbench.schema import LAYERS, LAYERS_LISTED, SECONDS, SEED, TIMES, TRANSFORM
 from flowbench.tracking.store import PARENT, Store, one_line_errors
 
 SAMPLES = "samples.npy"

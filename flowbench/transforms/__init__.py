@@ -8,9 +8,18 @@ from flowbench.transforms.additive import Additive
 from flowbench.transforms.affine import Affine
 from flowbench.transforms.base import Elementwise
 from flowbench.transforms.compose import Compose
+from flowbench.transforms.cubic import CubicSpline
+from flowbench.transforms.cubicrational import CubicRational
+from flowbench.transforms.linear import LinearSpline
+from flowbench.transforms.linearrational import LinearRationalSpline
+from flowbench.transforms.loft import SoftLogAffine
+from flowbench.transforms.mixture import MixtureOfLogistics
+from flowbench.transforms.quadratic import QuadraticSpline
 from flowbench.transforms.rqs import RationalQuadraticSpline
+from flowbench.transforms.sinh import SinhConjugation
 from flowbench.transforms.softaffine import SoftAffine
 from flowbench.transforms.srqs import StableSpline
+from flowbench.transforms.zuko import PREFIX, Zuko
 
 __all__ = ["FAMILIES", "Elementwise", "parse"]
 
@@ -20,6 +29,14 @@ FAMILIES: dict[str, tuple[str, Callable[..., Elementwise]]] = {
     "softaffine": ("softaffine", SoftAffine),
     "rqs": ("rqs-K[-B]", RationalQuadraticSpline),
     "srqs": ("srqs-K[-B]", StableSpline),
+    "linear": ("linear-K[-B]", LinearSpline),
+    "quadratic": ("quadratic-K[-B]", QuadraticSpline),
+    "cubic": ("cubic-K[-B]", CubicSpline),
+    "lrs": ("lrs-K[-B]", LinearRationalSpline),
+    "sinh": ("sinh", SinhConjugation),
+    "crat": ("crat", CubicRational),
+    "mol": ("mol-K", MixtureOfLogistics),
+    "loft": ("loft", SoftLogAffine),
 }
 """Family → (how its name is written, constructor taking the numbers in the name)."""
 
@@ -42,6 +59,8 @@ def parse(name: str) -> Elementwise:
 
 
 def _parse_one(part: str, whole: str) -> Elementwise:
+    if part.startswith(PREFIX):
+        return Zuko(part)
     family, *numbers = part.split("-")
     try:
         _, construct = FAMILIES[family]
@@ -55,7 +74,7 @@ def _parse_one(part: str, whole: str) -> Elementwise:
         raise
     except (KeyError, TypeError, ValueError):
         pass  # one message for all below
-    valid = ", ".join(usage for usage, _ in FAMILIES.values())
+    valid = ", ".join([*(usage for usage, _ in FAMILIES.values()), f"{PREFIX}..."])
     raise UsageError(
         f"unknown transform {part!r} in {whole!r}: valid are {valid}, or several joined by +"
     )

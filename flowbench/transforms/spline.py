@@ -1,24 +1,20 @@
-r"""What rational-quadratic splines share: pieces on [−B, B], the identity outside."""
+r"""What rational-quadratic splines share: their pieces, and their kernels."""
 
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from flowbench.errors import UsageError
 from flowbench.kernels import rqs as kernel
 from flowbench.kernels.ordinary import ordinary
 from flowbench.transforms.base import clip, widen
+from flowbench.transforms.box import MIN_SIDE, Piecewise, identity_outside
 from flowbench.transforms.pick import Grid, pick
-
-BOUND = 4.0
-MIN_SIDE = 1e-3
 
 
 @dataclass(frozen=True)
-class Spline:
+class Spline(Piecewise):
     r"""K rational-quadratic pieces through K + 1 knots :math:`(x_k, y_k)` with slopes :math:`δ_k`.
 
     .. math::
@@ -41,11 +37,8 @@ class Spline:
         UsageError: K pieces of the least width do not fit, or B is not positive.
     """
 
-    bins: int
-    bound: float = BOUND
     native: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
-    family: ClassVar[str]
     constants: ClassVar[list[float]]
     """The least slope, the largest bend and whether neighbours shape a piece, for the kernel."""
     mix: ClassVar[float] = 0.0
@@ -54,25 +47,10 @@ class Spline:
     """Pieces at either side that shape a piece."""
 
     def __post_init__(self) -> None:
-        if self.bins % 1 or not 1 <= self.bins < 1 / MIN_SIDE:
-            raise UsageError(
-                f"{self.family}-{self.bins}: {self.bins} bins do not fit; valid are 1 to "
-                f"{math.ceil(1 / MIN_SIDE) - 1}, each at least {MIN_SIDE} of the interval wide"
-            )
-        if not 0 < self.bound < math.inf:
-            name = f"{self.family}-{self.bins}-{self.bound:g}"
-            raise UsageError(f"{name}: valid is a finite bound above 0")
+        super().__post_init__()
         # Known before anything is compiled, which could not look for it.
         fits = self.bins <= kernel.MAX_BINS
         object.__setattr__(self, "native", kernel.available() if fits else ())
-
-    @property
-    def name(self) -> str:
-        """Family and K, followed by B where it is not the default."""
-        if self.bound == BOUND:
-            return f"{self.family}-{self.bins}"
-        whole = int(self.bound) == self.bound
-        return f"{self.family}-{self.bins}-{int(self.bound) if whole else self.bound}"
 
     @property
     def num_params(self) -> int:
@@ -108,16 +86,12 @@ class Spline:
     def plain_forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """``forward`` in torch's own operations: for every device and type."""
         inside = clip(x, -self.bound, self.bound)
-        return _outside_identity(x, inside, *_evaluate(inside, *self._piece(inside, params, 0)))
+        return identity_outside(x, inside, *_evaluate(inside, *self._piece(inside, params, 0)))
 
     def plain_inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """``inverse`` in torch's own operations."""
         inside = clip(z, -self.bound, self.bound)
-        return _outside_identity(z, inside, *_solve(inside, *self._piece(inside, params, 1)))
-
-    def outside(self, x: Tensor, params: Tensor) -> Tensor:
-        """Inputs beyond ±B."""
-        return x.abs() > self.bound
+        return identity_outside(z, inside, *_solve(inside, *self._piece(inside, params, 1)))
 
     def kernels(self, x: Tensor) -> tuple[str, ...]:
         """Name the hand-written kernels that run on a tensor of this device and type."""
@@ -259,14 +233,6 @@ def _followed_by_autograd(*tensors: Tensor) -> bool:
 
 def _has_gradients(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def _outside_identity(
-    x: Tensor, inside: Tensor, z: Tensor, log_slope: Tensor
-) -> tuple[Tensor, Tensor]:
-    # The spline saw the clamped x; selecting after the clamp keeps the gradients outside finite.
-    within = x == inside
-    return torch.where(within, z, x), torch.where(within, log_slope, 0.0)
 
 
 def _plainly(x: Tensor, raw: Tensor, about: list[float], inverse: bool) -> tuple[Tensor, Tensor]:
