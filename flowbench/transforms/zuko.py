@@ -16,24 +16,24 @@ Shapes = Sequence[tuple[int, ...]]
 TABLE: dict[str, tuple[str, Callable[[int], Shapes]]] = {
     "affine": ("MonotonicAffineTransform", lambda _: [(), ()]),
     "rqs": ("MonotonicRQSTransform", lambda K: [(K,), (K,), (K - 1,)]),
-    "gaussianization": ("GaussianizationTransform", lambda K: [(K,), (K,)]),
     "bernstein": ("BernsteinTransform", lambda K: [(K,)]),
     "sos": ("SOSPolynomialTransform", lambda K: [(K, 3)]),
 }
 """Name → the class in ``zuko.transforms``, and its parameters' shapes for a number K."""
-NAME = re.compile(r"zuko:(affine|(?:rqs|gaussianization|bernstein|sos)-([1-9][0-9]{0,2}))")
+NAME = re.compile(r"zuko:(affine|(?:rqs|bernstein|sos)-([1-9][0-9]{0,2}))")
 
 
 @dataclass(frozen=True)
 class Zuko:
     """A transform of zuko, by name, in double precision.
 
-    Raw parameters are handed over as they are. Whether zeros are the identity, how far it can be
-    inverted, and whether huge parameters give finite values is zuko's affair.
+    Raw parameters are handed over as they are. How far it can be inverted and whether huge
+    parameters give finite values is zuko's affair; so is whether zeros are the identity, which they
+    are not for ``bernstein`` and only nearly for ``sos``.
 
     Args:
-        name: ``zuko:affine``, or with a number K of bins, components or degrees ``zuko:rqs-8``,
-            ``zuko:gaussianization-8``, ``zuko:bernstein-16``, ``zuko:sos-4``.
+        name: ``zuko:affine``, or with a number K of bins, coefficients or polynomials
+            ``zuko:rqs-8``, ``zuko:bernstein-16``, ``zuko:sos-4``.
 
     Raises:
         UsageError: The name is none of these, or zuko is not installed.
