@@ -177,11 +177,11 @@ def test_log_det_is_that_of_the_jacobian(transform: str) -> None:
 
 
 @every_transform
-@pytest.mark.parametrize("order", [raster, reversed_raster])
-def test_a_block_is_triangular_in_its_order(transform: str, order: object) -> None:
-    block = small(transform, blocks=2).double().blocks[[raster, reversed_raster].index(order)]
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_block_is_triangular_in_its_order(transform: str, number: int) -> None:
+    block = small(transform, blocks=2).double().blocks[number]
+    order = block.order
     assert isinstance(block, AutoregressiveBlock)
-    assert block.order is order
     jacobian = torch.autograd.functional.jacobian(
         lambda x: block(x[None], LABELS[:1])[0][0], torch.randn(6, 4, dtype=f64)
     )

@@ -80,7 +80,9 @@ def test_a_random_order_differs_between_blocks_and_seeds_and_is_saved() -> None:
     assert "blocks.0.order.permutation" not in trained("snake").state_dict()
 
 
-@pytest.mark.parametrize("name", ["zigzag", "", "random-", "random-x", "random--1", "flip+", "Flip"])
+@pytest.mark.parametrize(
+    "name", ["zigzag", "", "random-", "random-x", "random--1", "flip+", "Flip"]
+)
 def test_an_unknown_order_is_told_with_the_valid_ones(name: str) -> None:
     with pytest.raises(UsageError, match=r"model.order = .* is not valid: one of flip, raster"):
         path(name, 0, 4, 4)
@@ -90,6 +92,7 @@ def test_an_unknown_order_is_told_with_the_valid_ones(name: str) -> None:
 @every_start
 def test_a_block_is_causal_in_its_own_order(order: str, start: str) -> None:
     for block in trained(order, start=start).blocks:
+
         def run(x: torch.Tensor) -> torch.Tensor:
             return block.order(block(x, LABELS[:1])[0], 1)  # noqa: B023
 
@@ -134,7 +137,10 @@ def test_a_new_flow_is_the_identity(start: str) -> None:
 @every_start
 def test_the_first_patch_depends_on_its_label_where_it_is_transformed(start: str) -> None:
     flow = trained(start=start)
-    firsts = [step.z[:, 0] - step.x[:, 0] for step in flow.trace(images()[:1].expand(2, -1, -1, -1), LABELS[:2])]
+    firsts = [
+        step.z[:, 0] - step.x[:, 0]
+        for step in flow.trace(images()[:1].expand(2, -1, -1, -1), LABELS[:2])
+    ]
     if start == "identity":
         assert not firsts[0].any()
     else:

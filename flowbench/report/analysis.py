@@ -9,7 +9,7 @@ import pandas as pd
 
 from flowbench import schema
 from flowbench.errors import UsageError
-from flowbench.report import evidence, laws, runs
+from flowbench.report import evidence, laws, options, runs
 from flowbench.report.files import TIMING, Recorded, Study
 from flowbench.report.runs import AXES, Configuration, Extractor, Series, with_baseline
 from flowbench.report.stats import Interval, difference, patch_ratio, time_ratio, undominated
@@ -265,6 +265,12 @@ class Analysis:
                     found[across] = (one, table)
                     break
         return found
+
+    @cached_property
+    def effects(self) -> list[options.Effect]:
+        """What the options of the flow change, in the order of the configuration."""
+        patches = self.recorded.evaluation["patches"]
+        return options.effects(self.runs, patches, self.quality.metric)
 
     @cached_property
     def gains(self) -> list[evidence.Gain]:

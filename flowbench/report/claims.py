@@ -6,14 +6,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flowbench.report.analysis import SHARED, Analysis
+from flowbench.report.options import ORDER, SPLINE, START, Effect
 from flowbench.report.stats import Interval
-from flowbench.report.text import MISSING, confidence, counted, is_spline, label
+from flowbench.report.text import AFFINE, MISSING, confidence, counted, is_spline, label
+from flowbench.schema import TRANSFORM
 
 Verdict = Literal["supported", "contradicted", "undecided"]
 
 TWICE = (1.5, 2.5)
 ENOUGH = 0.02
 """Bits per dimension that more bins may gain without counting."""
+CHEAP = 1.1
+"""Times RQS's seconds per epoch that another function may take and count as cheap."""
 LOG2 = math.log(2)
 RULES = {
     "difference": "Differences between runs of the same seed and settings; 95 % t interval of "
@@ -39,6 +43,18 @@ RULES = {
     "blocks, between runs of the same seed and otherwise equal settings (layers per block, or "
     "layers in all); 95 % t interval. Supported if for some smaller n the interval lies wholly at "
     "or below 0, contradicted if for every smaller n wholly above, otherwise undecided.",
+    "first patch": "The samples' edge ÷ even noise where the first patch is transformed, divided "
+    "by its value where it is left as it is, between runs of the same seed and settings; 95 % t "
+    "interval of the mean logarithm. Supported if the interval lies wholly below 1 for every start "
+    "and configuration, contradicted if at or above 1 for every one, otherwise undecided.",
+    "orders": "The loss minus that with the order flip, between runs of the same seed and "
+    "settings; 95 % t interval. Supported if for some order the interval lies wholly below 0, "
+    "contradicted if for every one wholly above, otherwise undecided.",
+    "functions": "Loss minus, and seconds per epoch divided by, those of RQS K=8, between runs of "
+    "the same seed, settings and machine; 95 % t intervals. Supported if for some function with "
+    f"another part than RQS and affine the loss lies wholly below {ENOUGH} bits/dim and the time "
+    f"wholly below {CHEAP} times; contradicted if for every one either lies wholly above; "
+    "otherwise undecided. On a CPU only RQS has a kernel of its own; the others run torch's operations.",
 }
 """What turns numbers into a verdict."""
 UNCORRECTED = (
@@ -101,6 +117,9 @@ def claims(analysis: Analysis) -> list[Claim]:
     if composed:
         text = "Our own question: affine + RQS reaches a lower total loss than affine."
         judged.append(_sign(analysis, text, quality.metric, composed, quality.unit))
+    judged += [make(analysis) for make, option in _OPTIONS if option in analysis.varied]
+    if SPLINE in analysis.transforms and any(_is_other(name) for name in analysis.transforms):
+        judged.append(_functions(analysis))
     return judged
 
 
@@ -268,6 +287,85 @@ def _patches(analysis: Analysis) -> Claim:
         _listed(found, say, "edge ÷ even noise"),
         "patches",
     )
+
+
+def _first_patch(analysis: Analysis) -> Claim:
+    text = "Leaving the first patch as it is causes the noise at the edge of samples."
+    found = {one.name: one.edge for one in analysis.effects if one.option == START and one.edge.n}
+    if not found:
+        return _open(text, "needs samples with and without a transformed first patch")
+
+    def say(value: Interval) -> str:
+        return confidence(value, "times as much noise", places=2, sign="-")
+
+    verdicts: list[Verdict] = [
+        "supported" if one.high < 1 else "contradicted" if one.low >= 1 else "undecided"
+        for one in found.values()
+    ]
+    weakest = _weakest(found, say, lambda mean: -mean)
+    what = "edge ÷ even noise, divided by identity's"
+    return Claim(text, agreed(verdicts), weakest, _listed(found, say, what), "first patch")
+
+
+def _orders(analysis: Analysis) -> Claim:
+    text = "Other orders of the patches than the alternating raster help."
+    found = {one.name: one.loss for one in analysis.effects if one.option == ORDER and one.loss.n}
+    if not found:
+        return _open(text, "needs the order flip and another one")
+
+    def say(value: Interval) -> str:
+        return confidence(value, analysis.quality.unit)
+
+    best = min(found, key=lambda name: found[name].mean)
+    verdicts = [verdict(value) for value in found.values()]
+    return Claim(
+        text,
+        "supported" if "supported" in verdicts else agreed(verdicts),
+        f"{best}: {say(found[best])}, best of {len(found)}",
+        _listed(found, say, f"{analysis.quality.metric}, minus flip's"),
+        "orders",
+    )
+
+
+def _functions(analysis: Analysis) -> Claim:
+    text = "Some other function than RQS is as expressive and as cheap."
+    found = [
+        one
+        for one in analysis.effects
+        if one.option == TRANSFORM and one.base == SPLINE and _is_other(one.value) and one.loss.n
+    ]
+    if not found or not any(one.time.n for one in found):
+        return _open(text, "needs RQS K=8 and other functions, each with the machine to itself")
+    limit = ENOUGH if analysis.quality.unit == "bits/dim" else ENOUGH * LOG2
+
+    def say(one: Effect) -> str:
+        time = confidence(one.time, "times the time", places=2, sign="-")
+        return f"{confidence(one.loss, analysis.quality.unit)}, {time}"
+
+    verdicts: list[Verdict] = []
+    for one in found:
+        good = beyond(one.loss, limit), beyond(one.time, CHEAP)
+        verdicts.append("contradicted" if "contradicted" in good else agreed(list(good)))
+    best = min(found, key=lambda one: one.loss.mean)
+    return Claim(
+        text,
+        "supported" if "supported" in verdicts else agreed(verdicts),
+        f"{best.name}: {say(best)}, best of {len(found)}",
+        "against RQS K=8: " + "; ".join(f"{one.name} {say(one)}" for one in found),
+        "functions",
+    )
+
+
+def _is_other(transform: str) -> bool:
+    """Whether a transform has a part that is neither affine nor a rational-quadratic spline."""
+    parts = {part.partition("-")[0] for part in transform.split("+")}
+    return bool(parts - {AFFINE, "additive", "softaffine", "loft", "rqs", "srqs", "zuko:rqs"})
+
+
+_OPTIONS: tuple[tuple[Callable[[Analysis], Claim], str], ...] = (
+    (_first_patch, START),
+    (_orders, ORDER),
+)
 
 
 def _weakest(

@@ -128,13 +128,14 @@ def _page(
 
 
 def compared(found: Sequence[Analysis]) -> Analysis:
-    """Choose the analysis that compares the most transforms at equal settings, then most runs."""
+    """Choose the analysis that compares the most with affine at equal settings, then most runs."""
 
     def breadth(one: Analysis) -> tuple[int, int]:
         own = _largest(one)
         return len({part.transform for part in own}), sum(len(part.runs) for part in own)
 
     trained = [one for one in found if not one.untrained] or list(found)
+    trained = [one for one in trained if AFFINE in one.transforms] or trained
     return max(trained, key=breadth)
 
 

@@ -18,6 +18,7 @@ from flowbench.report.figures import FIGURES, style
 from flowbench.report.figures.spline import CAPTION
 from flowbench.report.figures.style import Plot
 from flowbench.report.files import Study
+from flowbench.report.options import ORDER
 from flowbench.report.runs import finished
 from flowbench.report.stats import over_seeds
 from flowbench.report.text import (
@@ -81,6 +82,7 @@ def page(found: Sequence[Analysis], directory: Path, format: Format = "png") -> 
         if not one.untrained:
             yield tables.summary(one)
             yield from tables.fair(one)
+            yield from tables.effects(one)
     if not first.untrained:
         yield Paragraph(
             "Mean ± standard deviation over seeds. Times: only of runs that had the machine to "
@@ -148,6 +150,7 @@ def _lead(analysis: Analysis, pictures: dict[str, Picture]) -> Plot | None:
         name for name, key in (("blocks", BLOCKS), ("layers", LAYERS)) if analysis.along[key]
     ]
     wanted += ["bins"] if many else []
+    wanted += ["orders"] if ORDER in analysis.varied else []
     wanted += ["bpd", "blocks", "bins", "seconds_per_epoch", "digits"]
     plots = {plot.name: plot for plot in FIGURES}
     return next((plots[name] for name in wanted if name in pictures), None)
@@ -202,6 +205,7 @@ def _effect(analysis: Analysis) -> Iterator[str]:
             f"K={gain.more} gains {number(gain.by.mean)} {unit} over K={gain.few} "
             f"({limits(gain.by)})."
         )
+    yield from _options(analysis)
     for transform, one in analysis.fewer.items():
         good = [n for n, gap in one.gaps.items() if gap.high <= 0]
         affine = f"affine with {counted(one.most, 'block')}"
@@ -218,6 +222,21 @@ def _effect(analysis: Analysis) -> Iterator[str]:
         layers = counted(least.x, "layer")
         name = label(least.transform)
         yield f"{name} with {layers} per block is as good as affine with {least.words}."
+
+
+def _options(analysis: Analysis) -> Iterator[str]:
+    """Say what the best value of each option does, in one sentence each."""
+    unit = analysis.quality.unit
+    known = [one for one in analysis.effects if one.loss.n]
+    for option, base in dict.fromkeys((one.option, one.base) for one in known):
+        own = [one for one in known if (one.option, one.base) == (option, base)]
+        best = min(own, key=lambda one: one.loss.mean)
+        named = label(base) if option == TRANSFORM else base
+        among = f", the best of {len(own)}" if len(own) > 1 else ""
+        yield (
+            f"{tables.title(option).capitalize()} {best.name}, instead of {named}: "
+            f"{number(best.loss.mean, sign='+')} {unit} ({limits(best.loss)}){among}."
+        )
 
 
 def _times(analysis: Analysis, transform: str) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """The tables of a report: by configuration, run by run, and how the runs were made."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pandas as pd
@@ -11,8 +11,9 @@ from flowbench.report.analysis import Analysis
 from flowbench.report.claims import Claim
 from flowbench.report.document import Block, Paragraph, Table
 from flowbench.report.laws import LEAST, QUANTITIES, WIDEST, Fit
+from flowbench.report.options import ORDER, START, Effect, title
 from flowbench.report.runs import AXES, Configuration, Extractor
-from flowbench.report.stats import over_seeds
+from flowbench.report.stats import Interval, over_seeds
 from flowbench.report.text import (
     AFFINE,
     MISSING,
@@ -23,7 +24,7 @@ from flowbench.report.text import (
     ordered,
     plain,
 )
-from flowbench.schema import BLOCKS, LAYERS, NOISE, SECONDS, SEED, TRANSFORM
+from flowbench.schema import BLOCKS, LAYERS, LAYERS_LISTED, NOISE, SECONDS, SEED, TRANSFORM
 
 LIKELIHOODS = {"uniform": "test/bpd", "gaussian": "test/nll"}
 """The likelihood of each noise: bits and nats never stand in one table."""
@@ -199,6 +200,49 @@ def fidelity(extractor: Extractor) -> Table:
     ]
     labels = [schema.find(column).label for column in (*columns, left_out)]
     return _table(["configuration", "seeds", *labels], [*rows, ["floor", "", *floors, MISSING]])
+
+
+def effects(analysis: Analysis) -> Iterator[Block]:
+    """Make the tables of what other values of an option change, one for each option and base."""
+    unit = analysis.quality.unit
+    groups: dict[tuple[str, str], list[Effect]] = {}
+    for one in analysis.effects:
+        groups.setdefault((one.option, "" if one.option == LAYERS_LISTED else one.base), []).append(
+            one
+        )
+    for (option, base), own in groups.items():
+        columns: list[tuple[str, Callable[[Effect], str], bool]] = [
+            (f"loss ({unit})", lambda one: signed(one.loss), True),
+            ("its first and last patch", lambda one: signed(one.ends), option == START),
+            ("all other patches", lambda one: signed(one.others), option == START),
+            (
+                "edge noise (ratio)",
+                lambda one: ranged(one.edge),
+                option in (START, ORDER) and any(one.edge.n for one in own),
+            ),
+            ("s/epoch (ratio)", lambda one: ranged(one.time), any(one.time.n for one in own)),
+        ]
+        shown = [column for column in columns if column[2]]
+        named = label(base) if option == TRANSFORM else base or "equal layers in every block"
+        yield Paragraph(
+            f"Differences from {named}, at the same seed and otherwise equal settings; below 0 is "
+            "better. In parentheses: 95 % interval over seeds.",
+            lead=f"{title(option).capitalize()}.",
+        )
+        yield Table(
+            [title(option), *(heading for heading, _, _ in shown)],
+            [[one.name, *(say(one) for _, say, _ in shown)] for one in own],
+        )
+
+
+def signed(value: Interval) -> str:
+    """Write a difference with its interval; a dash where there is none."""
+    return confidence(value, "") if value.n else MISSING
+
+
+def ranged(value: Interval) -> str:
+    """Write a ratio with its interval; a dash where there is none."""
+    return confidence(value, "", places=2, sign="-") if value.n else MISSING
 
 
 def equivalents(analysis: Analysis) -> Iterator[Block]:

@@ -16,6 +16,18 @@ MISSING = "–"
 _SPLINE = re.compile(r"(s?)rqs-(\d+)(?:-(.+))?")  # rqs-K, or rqs-K-B where B is not the default
 
 
+_NAMES = {
+    "linear": "linear spline",
+    "quadratic": "quadratic spline",
+    "cubic": "cubic spline",
+    "lrs": "linear-rational spline",
+    "crat": "cubic rational",
+    "mol": "logistics",
+    "zuko:rqs": "zuko's RQS",
+}
+"""Families whose names say too little, in words."""
+
+
 def label(transform: str) -> str:
     """Name a transform as figures and tables print it.
 
@@ -30,7 +42,9 @@ def label(transform: str) -> str:
 def _label(part: str) -> str:
     match = _SPLINE.fullmatch(part)
     if not match:
-        return part
+        family, _, number = part.partition("-")
+        count = "K=" + number.replace("-", " B=") if number else ""
+        return f"{_NAMES.get(family, family)} {count}".strip()
     stable, bins, bound = match.groups()
     return f"{'stable ' if stable else ''}RQS K={bins}{f' B={bound}' if bound else ''}"
 

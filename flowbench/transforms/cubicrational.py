@@ -21,8 +21,8 @@ class CubicRational:
 
     increasing for :math:`-1 < l < 8`. The raw parameters are :math:`\log(1 + l)` and
     :math:`\log s`, bent smoothly into (−2, 2), and g, into (−8, 8). The slope is
-    :math:`1 + l (1 - u^2)/(1 + u^2)^2`, between 0.13 and 7.4. It solves a cubic equation for its
-    inverse, by Newton's method from a bracket, since the closed form loses digits.
+    :math:`1 + l (1 - u^2)/(1 + u^2)^2`, between 0.13 and 7.4. The inverse, the root of
+    a cubic, is searched (``root``), since its closed form loses digits in float32.
 
     Shape:
         x ``[..., D]``, params ``[..., D, 3]`` -> z, log_slope ``[..., D]``
@@ -37,8 +37,8 @@ class CubicRational:
 
     def constrain(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return l, g and s, each ``[..., D]``, of raw parameters ``[..., D, 3]``."""
-        l, g, s = params.unbind(-1)
-        return bounded(l, LIMIT).expm1(), bounded(g, PLACE), bounded(s, LIMIT).exp()
+        depth, g, s = params.unbind(-1)
+        return bounded(depth, LIMIT).expm1(), bounded(g, PLACE), bounded(s, LIMIT).exp()
 
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Map data to noise; see the class."""
@@ -48,17 +48,17 @@ class CubicRational:
     def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Map noise to data; see the class."""
         z, params = widen(z, params)
-        l, g, s = self.constrain(params)
-        z = torch.broadcast_tensors(z, l)[0]
-        reach = (l * s).abs() / 2  # the bump moves no point further than this
-        return root(lambda x: _evaluate(x, l, g, s), z, z - reach, z + reach)
+        bump, g, s = self.constrain(params)
+        z = torch.broadcast_tensors(z, bump)[0]
+        reach = (bump * s).abs() / 2  # the bump moves no point further than this
+        return root(lambda x: _evaluate(x, bump, g, s), z, z - reach, z + reach)
 
     def outside(self, x: Tensor, params: Tensor) -> Tensor:
         """Nothing: it acts everywhere, if weakly."""
         return torch.zeros_like(x, dtype=torch.bool)
 
 
-def _evaluate(x: Tensor, l: Tensor, g: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+def _evaluate(x: Tensor, bump: Tensor, g: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
     u = (x - g) / s
     below = 1 + u * u
-    return x + l * (s * u / below), torch.log1p(l * ((1 - u) / below) * ((1 + u) / below))
+    return x + bump * (s * u / below), torch.log1p(bump * ((1 - u) / below) * ((1 + u) / below))

@@ -75,9 +75,7 @@ class MixtureOfLogistics:
         return torch.zeros_like(x, dtype=torch.bool)
 
 
-def _evaluate(
-    x: Tensor, log_pi: Tensor, mu: Tensor, log_s: Tensor
-) -> tuple[Tensor, Tensor]:
+def _evaluate(x: Tensor, log_pi: Tensor, mu: Tensor, log_s: Tensor) -> tuple[Tensor, Tensor]:
     # All relative to a single logistic at 0, so that it is nothing but rounding-free zeros where
     # every component is that one.
     x = x[..., None]

@@ -93,7 +93,7 @@ def _fit(x: Tensor, params: Tensor) -> Tensor:
 
 def _module(name: str) -> Any:
     try:
-        import zuko.transforms  # noqa: PLC0415 - optional
+        import zuko.transforms
     except ImportError as error:
         raise UsageError(f"transform {name} needs zuko: pip install zuko") from error
     return zuko.transforms
