@@ -143,6 +143,9 @@ class Optim:
     """Decay of a moving average of the weights, which is evaluated in their place; 0: none."""
     label_dropout: float = 0.0
     """Share of labels hidden from the flow in training; classifier-free guidance needs it."""
+    norm_penalty: float = 0.0
+    """Weight, in the loss that is minimised, of the mean square of what every block but the last
+    gives; 0: none. The recorded losses are without it."""
 
     def __post_init__(self) -> None:
         check(0 < self.lr < math.inf, "optim.lr", self.lr, "a number above 0")
@@ -151,6 +154,7 @@ class Optim:
         decaying = all(0 <= beta < 1 for beta in self.betas)
         check(decaying, "optim.betas", self.betas, "two numbers in [0, 1)")
         check(self.weight_decay >= 0, "optim.weight_decay", self.weight_decay, "at least 0")
+        check(self.norm_penalty >= 0, "optim.norm_penalty", self.norm_penalty, "at least 0")
         check(self.clip >= 0, "optim.clip", self.clip, "a number of at least 0")
         check(0 <= self.ema < 1, "optim.ema", self.ema, "a number in [0, 1)")
         hiding = 0 <= self.label_dropout < 1

@@ -165,7 +165,8 @@ class Conditioner:
         if self.weights is None:
             return self.network.step(x, self.embedding, self.cache, t)
         both = self.network.step(x.repeat(2, 1, 1), self.embedding, self.cache, t, self.temperature)
-        return self.guide(*both.chunk(2), t + 1)
+        guided, unguided = both.chunk(2)
+        return self.guide(guided, unguided, t + 1)
 
     def guide(self, guided: Tensor, unguided: Tensor, t: int) -> Tensor:
         """Combine the raw parameters of tokens t, t + 1, …; each ``[B, n, P·D]``."""

@@ -290,8 +290,15 @@ class Flow(nn.Module):
         names = (["layer"] if fused else []) + [*kernels(self.blocks[0].transform, x)]
         return " ".join(names) or "none"
 
-    def forward(self, images: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, y: Tensor | None = None, latents: list[Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Map images to noise.
+
+        Args:
+            images: The images.
+            y: Their labels.
+            latents: Gets, where it is given, what each block but the last gives, ``[B, T, D]``.
 
         Shape:
             images ``[B, channels, height, width]``, y ``[B]`` -> z ``[B, T, D]``, log_det ``[B]``
@@ -301,6 +308,8 @@ class Flow(nn.Module):
         for block in self.blocks:
             x, block_log_det = block(x, y)
             log_det = log_det + block_log_det
+            if latents is not None and len(latents) < len(self.blocks) - 1:
+                latents.append(x)
         return x, log_det
 
     def trace(self, images: Tensor, y: Tensor | None = None) -> Iterator[Step]:

@@ -73,11 +73,20 @@ class FlowModule(LightningModule):
         """Compute the loss of one batch, and show it to the watch."""
         place = (self.experiment.seed, self.current_epoch, batch_idx, self.global_rank)
         images, y = self._noisy(batch, place)
-        prior, logdet = likelihood.objective(*self.flow(images, y))
-        loss = prior - logdet
+        loss, prior, logdet = self._objective(images, y)
         self.watch.loss(loss, (batch, place, self._when()))
         self.trained.add(len(y), **_losses("train", prior, logdet))
         return loss
+
+    def _objective(self, images: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is minimised, with the penalty if there is one; prior and logdet."""
+        weight = self.experiment.optim.norm_penalty
+        latents: list[Tensor] | None = [] if weight else None
+        prior, logdet = likelihood.objective(*self.flow(images, y, latents))
+        loss = prior - logdet
+        for latent in latents or []:
+            loss = loss + weight * latent.float().square().mean()
+        return loss, prior, logdet
 
     def _noisy(self, batch: tuple[Tensor, Tensor], place: Place) -> tuple[Tensor, Tensor]:
         """Add the noise of a batch's place, and hide some labels."""
@@ -213,8 +222,8 @@ class FlowModule(LightningModule):
         if not found.gradient:
             images, y = self._noisy(last, place)
             with torch.no_grad(), self._precision():
-                prior, logdet = likelihood.objective(*self.flow(images, y))
-                return f"{when}: the loss is {(prior - logdet).item()}, {self._where(images, y)}"
+                loss, *_ = self._objective(images, y)
+                return f"{when}: the loss is {loss.item()}, {self._where(images, y)}"
         self._accumulate(found.batches)
         return f"{when}: the gradient's norm is {self._norm().item()}, {self._where_gradient()}"
 
@@ -223,8 +232,8 @@ class FlowModule(LightningModule):
         self.flow.zero_grad()
         for batch, place, _ in [kept for kept in batches if kept[2] == batches[-1][2]]:
             with torch.enable_grad(), self._precision():
-                prior, logdet = likelihood.objective(*self.flow(*self._noisy(batch, place)))
-            (prior - logdet).backward()
+                loss, *_ = self._objective(*self._noisy(batch, place))
+            loss.backward()
 
     def _precision(self) -> AbstractContextManager[None]:
         return self.trainer.precision_plugin.forward_context()

@@ -15,7 +15,7 @@ from torch import Tensor
 from flowbench.bench.measure import peak_memory, seconds, spread
 from flowbench.terminal import say
 from flowbench.transforms import parse
-from flowbench.transforms.spline import BOUND
+from flowbench.transforms.box import BOUND
 from flowbench.transforms.spline import Spline as Own
 
 SCALARS = 200_704

@@ -54,7 +54,8 @@ RULES = {
     "the same seed, settings and machine; 95 % t intervals. Supported if for some function with "
     f"another part than RQS and affine the loss lies wholly below {ENOUGH} bits/dim and the time "
     f"wholly below {CHEAP} times; contradicted if for every one either lies wholly above; "
-    "otherwise undecided. On a CPU only RQS has a kernel of its own; the others run torch's operations.",
+    "otherwise undecided. On a CPU only RQS has a kernel of its own; the others run torch's "
+    "operations.",
 }
 """What turns numbers into a verdict."""
 UNCORRECTED = (

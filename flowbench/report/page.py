@@ -18,7 +18,7 @@ from flowbench.report.figures import FIGURES, style
 from flowbench.report.figures.spline import CAPTION
 from flowbench.report.figures.style import Plot
 from flowbench.report.files import Study
-from flowbench.report.options import ORDER
+from flowbench.report.options import ORDER, title
 from flowbench.report.runs import finished
 from flowbench.report.stats import over_seeds
 from flowbench.report.text import (
@@ -234,7 +234,7 @@ def _options(analysis: Analysis) -> Iterator[str]:
         named = label(base) if option == TRANSFORM else base
         among = f", the best of {len(own)}" if len(own) > 1 else ""
         yield (
-            f"{tables.title(option).capitalize()} {best.name}, instead of {named}: "
+            f"{title(option).capitalize()} {best.name}, instead of {named}: "
             f"{number(best.loss.mean, sign='+')} {unit} ({limits(best.loss)}){among}."
         )
 

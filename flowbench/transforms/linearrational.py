@@ -26,7 +26,8 @@ class LinearRationalSpline(Piecewise):
     :math:`w_b = \sqrt{δ_k / δ_{k+1}}, \; w_c = (λ δ_k + (1 - λ) w_b δ_{k+1}) / s` and
     :math:`c = λ w_b h / (1 - λ + λ w_b)`. The slope is continuous and 1 at ±B; the inverse is of
     the same kind. The 4K − 1 raw parameters are K widths, K heights, the logarithms of K − 1 inner
-    slopes (bent into ±log 1000) and K parts λ, between 0.025 and 0.975.
+    slopes (bent into ±log 1000) and K parts λ, between 0.025 and 0.975;
+    :math:`|\log dz/dx| < 25`.
 
     Shape:
         x ``[..., D]``, params ``[..., D, 4K - 1]`` -> z, log_slope ``[..., D]``

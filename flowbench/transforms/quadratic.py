@@ -21,7 +21,7 @@ class QuadraticSpline(Piecewise):
 
     The slope at ±B is 1, as in the tails. The 2K − 1 raw parameters are K widths and the logarithms
     of K − 1 inner slopes, which are bent into ±log 1000 and then scaled together, so that the
-    pieces end at B.
+    pieces end at B: every slope is between 10⁻⁶ and 10⁶.
 
     Shape:
         x ``[..., D]``, params ``[..., D, 2K - 1]`` -> z, log_slope ``[..., D]``

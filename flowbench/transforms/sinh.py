@@ -18,7 +18,7 @@ class SinhConjugation:
 
     .. math:: z = \operatorname{asinh}(e^a \sinh x + \sinh b)
 
-    with the raw parameters (a, b) bent smoothly into (−3, 3), so :math:`|\log dz/dx| < 7`. Beyond
+    with the raw parameters (a, b) bent smoothly into (−3, 3), so :math:`|\log dz/dx| < 6`. Beyond
     ±20, where the slope is 1 to rounding, it goes on with slope 1 exactly. The inverse is in closed
     form. It shifts by less than 6 and its tails cannot scale: join it with ``affine``.
 
