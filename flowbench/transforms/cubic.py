@@ -22,8 +22,8 @@ class CubicSpline(Piecewise):
 
     with :math:`t = (x - x_k)/w_k` and the chord's slope :math:`s_k`. The 2K + 2 raw parameters are
     K widths, K heights, and the slopes at the two ends, between 0 and three times the chord's; the
-    slope jumps there. :math:`-13.5 < \log dz/dx < 8.1`. The inverse is searched (``root``): in float32 the closed form of a cubic's
-    root loses most of its digits.
+    slope jumps there. :math:`-13.5 < \log dz/dx < 8.1`. The inverse is searched (``root``): in
+    float32 the closed form of a cubic's root loses most of its digits.
 
     Shape:
         x ``[..., D]``, params ``[..., D, 2K + 2]`` -> z, log_slope ``[..., D]``

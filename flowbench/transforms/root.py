@@ -7,7 +7,8 @@ from torch import Tensor
 
 ITERATIONS = 40
 """Steps for every value: always as many, so that nothing depends on the data. Newton's method
-needs four to eight; from a bad start a step of bisection in its place halves the bracket."""
+needs four to eight; a step of it that leaves the bracket or gains little is replaced by one of
+bisection."""
 
 
 def root(
@@ -29,12 +30,14 @@ def root(
     with torch.no_grad():
         low, high = torch.minimum(low, high), torch.maximum(low, high)
         x = torch.minimum(torch.maximum(z, low), high)
+        moved = high - low
         for _ in range(ITERATIONS):
             value, log_slope = forward(x)
             low, high = torch.where(value <= z, x, low), torch.where(value >= z, x, high)
-            step = x - (value - z) * torch.exp(-log_slope)
-            within = (step >= low) & (step <= high)
-            x = torch.where(within, step, low + (high - low) / 2)
+            step = (z - value) * torch.exp(-log_slope)
+            good = (x + step >= low) & (x + step <= high) & (2 * step.abs() <= moved)
+            step = torch.where(good, step, low + (high - low) / 2 - x)
+            x, moved = x + step, step.abs()
     value, log_slope = forward(x)
     x = x - (value - z) * torch.exp(-log_slope.detach())
     return x, -forward(x)[1]
