@@ -13,7 +13,7 @@ GPU_PYTHON ?= python3
 SHARED := -n logical --maxprocesses 4 --dist worksteal  # several processes share the tests
 
 SWEEPS := sweep-bins sweep-blocks sweep-blocks-matched sweep-layers sweep-learning-rate sweep-search \
-          sweep-timing sweep-sampling
+          sweep-timing sweep-sampling sweep-start sweep-orders sweep-functions sweep-depth
 
 .PHONY: help install test test-all check gpu-check train compare-affine-rqs $(SWEEPS) bench report ui clean
 
@@ -59,6 +59,10 @@ sweep-learning-rate: ## Which learning rate suits each transform
 sweep-search: ## Search transform, size and learning rate for loss and time together
 sweep-timing: ## Seconds per epoch; the flows take turns, alone on the machine
 sweep-sampling: ## Guided and denoised samples of affine and spline flows
+sweep-start: ## Does it help to transform the first patch of a block too
+sweep-orders: ## In which order the blocks should take the patches
+sweep-functions: ## Which monotone function should stand in place of the affine one
+sweep-depth: ## Of 8 layers in all, how many in which block
 $(SWEEPS): sweep-%: $(READY)
 	$(BIN)/flowbench sweep sweeps/$*.yaml --scale $(SCALE) $(ARGS)
 

@@ -435,7 +435,9 @@ def test_log_slope_is_that_of_autograd(name: str, scale: float, way: str) -> Non
     x.requires_grad_()
     value, log_slope = getattr(transform, way)(x, params)
     (slope,) = torch.autograd.grad(value.sum(), x)
-    torch.testing.assert_close(slope.log(), log_slope, rtol=0, atol=1e-7)
+    # At slopes of e^20 a spline's bend within a rounding of x shows.
+    tolerance = 1e-6 if "lrs" in name else 1e-7
+    torch.testing.assert_close(slope.log(), log_slope, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", ["additive", "affine", "softaffine", *SPLINES])
