@@ -16,6 +16,10 @@ MODELS = [
     {"model__transform": "affine+rqs-4", "model__heads": 4, "model__expansion": 2},
     {"model__transform": "srqs-3", "model__layers": 3, "model__patch": 4},
     {"model__transform": "additive", "model__conditional": False, "model__blocks": 5},
+    {"model__transform": "lrs-4", "model__start": "token", "model__qk_norm": True},
+    {"model__transform": "crat", "model__start": "learned", "model__final_norm": True},
+    {"model__transform": "loft", "model__blocks": 2, "model__layers": [1, 3]},
+    {"model__transform": "mol-2", "model__conditional": False, "model__start": "learned"},
 ]
 
 
