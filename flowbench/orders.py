@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from flowbench.errors import UsageError
 
 Path = Callable[[int, int], Tensor]
-"""Rows and columns of the grid of patches → int64 ``[rows * columns]``."""
+"""Rows and columns of the grid of patches → int64 ``[rows * columns]``, on the CPU."""
 
 
 def raster(rows: int, columns: int) -> Tensor:
     """Row by row from the top left."""
-    return torch.arange(rows * columns)
+    return torch.arange(rows * columns, device="cpu")
 
 
 def by_columns(rows: int, columns: int) -> Tensor:
@@ -51,7 +51,7 @@ def hilbert(rows: int, columns: int) -> Tensor:
         below = [(r + side, c + side) for r, c in curve]
         last = [(2 * side - 1 - c, side - 1 - r) for r, c in curve]
         curve, side = above + below + last, 2 * side
-    return torch.tensor([r * columns + c for r, c in curve])
+    return torch.tensor([r * columns + c for r, c in curve], device="cpu")
 
 
 def spiral(rows: int, columns: int) -> Tensor:
@@ -118,8 +118,8 @@ def path(order: str, block: int, rows: int, columns: int) -> Tensor:
     if paths := ORDERS.get(names[at]):
         return paths[turn % len(paths)](rows, columns)
     seed = int(names[at].removeprefix(RANDOM))
-    generator = torch.Generator().manual_seed((seed << 16) + turn)
-    return torch.randperm(rows * columns, generator=generator)
+    generator = torch.Generator("cpu").manual_seed((seed << 16) + turn)
+    return torch.randperm(rows * columns, generator=generator, device="cpu")
 
 
 class Order(nn.Module):
@@ -135,7 +135,7 @@ class Order(nn.Module):
     def __init__(self, path: Tensor, *, saved: bool) -> None:
         super().__init__()
         self.register_buffer("permutation", path, persistent=saved)
-        places = torch.arange(len(path))
+        places = raster(1, len(path))
         self.raster = not saved and bool((path == places).all())
         self.reversed = not saved and bool((path == places.flip(0)).all())
 

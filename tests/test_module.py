@@ -154,7 +154,7 @@ def seen(share: float, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(0)
     module = FlowModule(tiny.experiment(optim__label_dropout=share), (1, 28, 28), 10)
     given: list[Any] = []
-    module.flow.register_forward_pre_hook(lambda _, arguments: given.append(arguments))
+    module.flow.register_forward_pre_hook(lambda _, arguments: given.append(arguments[:2]))
     pixels = torch.zeros(1000, 1, 28, 28, dtype=torch.uint8)
     module.training_step((pixels, torch.arange(1000) % 10), batch)
     return given[0]
