@@ -54,7 +54,7 @@ WRONG_OPTIONS = {
     "--model.heads=x": "^model.heads = 'x' is not valid: an integer or null$",
     "--model.layers=0": "model.layers = 0 is not valid: an integer of at least 1, or a list of 8",
     "--model.layers=[1,2]": r"model.layers = \[1, 2\] is not valid: .* a list of 8, one for each",
-    "--model.start=none": "model.start = 'none' is not valid: one of 'identity', 'learned', 'token'",
+    "--model.start=none": "model.start = 'none' is not valid: one of 'identity', 'learned'",
     "--model.clip=0": "model.clip = 0.0 is not valid: a number above 0, or null",
     "--optim.norm_penalty=-1": "optim.norm_penalty = -1.0 is not valid: at least 0",
     "--model.width=0": "model.width = 0 is not valid: an integer of at least 1",
