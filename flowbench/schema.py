@@ -155,6 +155,7 @@ def _measured() -> list[Column]:
         metric("test/failed", "test images worse than under the identity", "minimize", 4),
         metric("val/failed", "validation images worse than under the identity", "minimize", 4),
         metric("samples/nonfinite", "samples that are not finite", "minimize", 4),
+        metric("samples/per_second", "samples/s", "maximize", 0, "Samples drawn per second"),
         metric("roundtrip/max", "largest error of a round trip", "minimize", 6),
         metric("bayes/accuracy", "Bayes accuracy", "maximize"),
         metric("bayes/ece", "Bayes calibration error", "minimize"),
@@ -193,7 +194,7 @@ NAMES = [name for name in COLUMNS if "*" not in name]
 
 MACHINE = [column.name for column in COLUMNS.values() if column.kind == "machine"]
 """What two runs must share, in addition to their settings, for their times to be comparable."""
-TIMES = [SECONDS, "images_per_second", "training_seconds", "load"]
+TIMES = [SECONDS, "images_per_second", "training_seconds", "load", "samples/per_second"]
 """What counts only for a run that had the machine to itself."""
 
 _NOT_SETTINGS = {"name", SEED, "data.root", "trainer"}

@@ -41,7 +41,7 @@ LIBRARIES = [
 ]
 """``pytestmark`` of the modules that run experiments."""
 BATCHES = OPTIONS["trainer.limit_train_batches"]
-TIMES = {"seconds_per_epoch", "images_per_second", "evaluation/seconds"}
+TIMES = {"seconds_per_epoch", "images_per_second", "evaluation/seconds", "samples/per_second"}
 
 
 def experiment(**options: Any) -> Experiment:

@@ -1,6 +1,7 @@
 """The whole evaluation of a trained flow, in one call."""
 
 import traceback
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -88,8 +89,10 @@ def evaluate(
         found.images.update(pictures(flow, experiment, splits.classes))
     if settings.samples:
         with _optional(found):
+            began = time.monotonic()
             pixels, asked, broken = generate(flow, experiment, splits, settings.samples)
-            found.metrics["samples/nonfinite"] = broken
+            rate = settings.samples / (time.monotonic() - began)
+            found.metrics |= {"samples/nonfinite": broken, "samples/per_second": rate}
             _check_broken(broken)
             with _optional(found):
                 _patches(found, pixels, splits, flow.patch)

@@ -18,6 +18,7 @@ from flowbench.schema import BLOCKS, LAYERS_LISTED, SECONDS, SEED, TRANSFORM
 
 CLIPPED, SPLINE = "softaffine", "rqs-8"
 START, ORDER = "model.start", "model.order"
+RATE = "samples/per_second"
 EDGE, ENDS, REST = "patches/ratio", "ends", "rest"
 """Noise at the edge of samples; bits or nats per dimension of the first and last patch, and of
 all others."""
@@ -37,6 +38,7 @@ class Effect:
         others: Loss of all other patches minus the base's, where measured.
         edge: Noise of the samples' edge patches, divided by the base's.
         time: Seconds per epoch divided by the base's, where both had the machine to themselves.
+        rate: Samples drawn per second divided by the base's, likewise.
     """
 
     option: str
@@ -48,6 +50,7 @@ class Effect:
     others: Interval
     edge: Interval
     time: Interval
+    rate: Interval
 
     @property
     def name(self) -> str:
@@ -120,6 +123,8 @@ def _effects(runs: pd.DataFrame, option: str, metric: str, base: object = None) 
         return interval(own[name].astype(float) - own[f"{name}_usual"].astype(float))
 
     def ratio(own: pd.DataFrame, name: str) -> Interval:
+        if name not in own:
+            return interval(pd.Series(dtype=float))
         logs = (np.log(own[side].astype(float)) for side in (name, f"{name}_usual"))
         return interval(next(logs) - next(logs)).exp()
 
@@ -140,6 +145,7 @@ def _effects(runs: pd.DataFrame, option: str, metric: str, base: object = None) 
             change(own, REST),
             ratio(own, EDGE),
             ratio(own, SECONDS),
+            ratio(own, RATE),
         )
 
 

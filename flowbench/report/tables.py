@@ -221,6 +221,7 @@ def effects(analysis: Analysis) -> Iterator[Block]:
                 option in (START, ORDER) and any(one.edge.n for one in own),
             ),
             ("s/epoch (ratio)", lambda one: ranged(one.time), any(one.time.n for one in own)),
+            ("samples/s (ratio)", lambda one: ranged(one.rate), any(one.rate.n for one in own)),
         ]
         shown = [column for column in columns if column[2]]
         named = label(base) if option == TRANSFORM else base or "equal layers in every block"
