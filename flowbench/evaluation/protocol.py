@@ -1,7 +1,7 @@
 """The whole evaluation of a trained flow, in one call."""
 
-import traceback
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -92,7 +92,7 @@ def evaluate(
             began = time.monotonic()
             pixels, asked, broken = generate(flow, experiment, splits, settings.samples)
             rate = settings.samples / (time.monotonic() - began)
-            found.metrics |= {"samples/nonfinite": broken, "samples/per_second": rate}
+            found.metrics.update({"samples/nonfinite": broken, "samples/per_second": rate})
             _check_broken(broken)
             with _optional(found):
                 _patches(found, pixels, splits, flow.patch)
