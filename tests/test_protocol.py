@@ -60,6 +60,7 @@ def test_all_is_measured_under_the_names_of_its_protocol(cache: Path) -> None:
         *("test/loss", "test/prior", "test/logdet", "test/draws"),
         *("test/bpd", "test/bpd_se", "test/bpd_iw", "test/bpd_median"),
         *("test/failed", "val/failed", "samples/nonfinite", "roundtrip/max"),
+        "samples/per_second",
         *("bayes/accuracy", "bayes/ece", "bayes/images"),
         *("patches/ratio", "patches/ratio_low", "patches/ratio_high"),
         *(f"{score}_digits{floor}" for score in scores for floor in ("", "_floor")),
@@ -79,6 +80,8 @@ def test_all_is_measured_under_the_names_of_its_protocol(cache: Path) -> None:
 
 def test_a_flow_is_measured_the_same_twice(cache: Path) -> None:
     first, second = evaluated(cache), evaluated(cache)
+    assert first.metrics.pop("samples/per_second") > 0
+    assert second.metrics.pop("samples/per_second") > 0
     assert first.metrics == second.metrics
     assert (first.images["samples"] == second.images["samples"]).all()
 
