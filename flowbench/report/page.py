@@ -18,7 +18,7 @@ from flowbench.report.figures import FIGURES, style
 from flowbench.report.figures.spline import CAPTION
 from flowbench.report.figures.style import Plot
 from flowbench.report.files import Study
-from flowbench.report.options import ORDER, title
+from flowbench.report.options import CLIPPED, ORDER, title
 from flowbench.report.runs import finished
 from flowbench.report.stats import over_seeds
 from flowbench.report.text import (
@@ -227,7 +227,7 @@ def _effect(analysis: Analysis) -> Iterator[str]:
 def _options(analysis: Analysis) -> Iterator[str]:
     """Say what the best value of each option does, in one sentence each."""
     unit = analysis.quality.unit
-    known = [one for one in analysis.effects if one.loss.n]
+    known = [one for one in analysis.effects if one.loss.n and one.base != CLIPPED]
     for option, base in dict.fromkeys((one.option, one.base) for one in known):
         own = [one for one in known if (one.option, one.base) == (option, base)]
         best = min(own, key=lambda one: one.loss.mean)

@@ -7,7 +7,7 @@ from typing import Any
 
 from flowbench import schema
 from flowbench.report.stats import Interval
-from flowbench.schema import BLOCKS, LAYERS
+from flowbench.schema import BLOCKS, LAYERS, LAYERS_LISTED
 
 AFFINE = "affine"
 """The baseline of every comparison."""
@@ -104,12 +104,17 @@ def configuration(transform: str, settings: Mapping[str, Any]) -> str:
         'RQS K=8, 4 blocks of 1 layer'
         >>> configuration("affine", {"model.layers": 2, "optim.ema": 0.99})
         'affine, 2 layers per block, ema 0.99'
+        >>> configuration("affine", {"model.blocks": 2, "layers_by_block": "1-3"})
+        'affine, 2 blocks of 1-3 layers'
     """
     words = [label(transform)]
+    settings = dict(settings)
+    listed = settings.pop(LAYERS_LISTED, math.nan)
     if BLOCKS in settings:
         words.append(counted(settings[BLOCKS], "block"))
-    if LAYERS in settings:
-        layers = counted(settings[LAYERS], "layer")
+    if LAYERS in settings or listed == listed:
+        given = listed == listed
+        layers = f"{listed} layers" if given else counted(settings[LAYERS], "layer")
         if BLOCKS in settings:
             words[-1] += f" of {layers}"
         else:
