@@ -174,3 +174,15 @@ def test_layers_are_given_by_block() -> None:
     assert [len(block.network.layers) for block in flow.blocks] == [1, 3, 2]
     with pytest.raises(UsageError, match="3 numbers, one a block"):
         Flow((1, 8, 8), 0, "affine", 3, [1, 3], 16, patch=2)
+
+
+@every_start
+def test_every_option_compiles_without_a_graph_break(start: str) -> None:
+    torch.compiler.reset()
+    options = {"start": start, "qk_norm": True, "final_norm": True, "clip": 2.0}
+    flow = trained("random-0+hilbert", **options)
+    latents: list[torch.Tensor] = []
+    expected = flow(images(), LABELS, latents)
+    assert len(latents) == 3
+    flow.compile(backend="eager", fullgraph=True)
+    torch.testing.assert_close(flow(images(), LABELS, []), expected)

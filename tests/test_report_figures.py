@@ -14,6 +14,8 @@ from test_report_claims import OF_BINS, OF_BLOCKS, OF_LAYERS, of_bins, power, ti
 from test_report_search import OBJECTIVES, searched
 
 from flowbench.bench.planted import evaluated
+from flowbench.flow import STARTS
+from flowbench.orders import ORDERS
 from flowbench.report.analysis import Analysis
 from flowbench.report.figures import FIGURES, style
 from flowbench.report.figures.bayes import over_bins, over_labels
@@ -42,6 +44,14 @@ def drawn(name: str, recorded: Recorded, objectives: dict[str, str] | None = Non
 # Every figure on every shape of data
 
 
+def with_options(recorded: Recorded) -> Recorded:
+    """The same runs, with orders of the patches and first patches in turn."""
+    names = {"model.order": [*ORDERS, "random-0"], "model.start": STARTS}
+    del names["model.order"][names["model.order"].index("hilbert")]
+    columns = {name: np.resize(values, len(recorded.runs)) for name, values in names.items()}
+    return changed(recorded, **columns)
+
+
 FIVE = dict.fromkeys(["additive", "affine", "rqs-4", "rqs-8", "affine+rqs-16"], (0.5, 2.7, 10.0))
 SHAPES: dict[str, Callable[[], Analysis]] = {
     "three transforms": lambda: analysis(evaluated(tables())),
@@ -55,6 +65,7 @@ SHAPES: dict[str, Callable[[], Analysis]] = {
     "layers": lambda: analysis(sweep(OF_LAYERS, power, workers=2)),
     "a search": lambda: analysis(searched(), OBJECTIVES),
     "a search for one": lambda: analysis(searched(), {"val/bpd": "minimize"}),
+    "orders": lambda: analysis(with_options(evaluated(tables(seeds=8)))),
     "wide times": lambda: analysis(changed(searched(), **{SECONDS: np.geomspace(0.4, 14, 9)})),
 }
 

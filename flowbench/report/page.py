@@ -18,7 +18,7 @@ from flowbench.report.figures import FIGURES, style
 from flowbench.report.figures.spline import CAPTION
 from flowbench.report.figures.style import Plot
 from flowbench.report.files import Study
-from flowbench.report.options import CLIPPED, ORDER, title
+from flowbench.report.options import CLIPPED, title
 from flowbench.report.runs import finished
 from flowbench.report.stats import over_seeds
 from flowbench.report.text import (
@@ -150,7 +150,7 @@ def _lead(analysis: Analysis, pictures: dict[str, Picture]) -> Plot | None:
         name for name, key in (("blocks", BLOCKS), ("layers", LAYERS)) if analysis.along[key]
     ]
     wanted += ["bins"] if many else []
-    wanted += ["orders"] if ORDER in analysis.varied else []
+    wanted += ["orders", "start"]
     wanted += ["bpd", "blocks", "bins", "seconds_per_epoch", "digits"]
     plots = {plot.name: plot for plot in FIGURES}
     return next((plots[name] for name in wanted if name in pictures), None)

@@ -7,7 +7,7 @@ from flowbench.report.figures.fidelity import FIDELITY
 from flowbench.report.figures.images import DIGITS, SAMPLING, TRAJECTORIES
 from flowbench.report.figures.importances import IMPORTANCES
 from flowbench.report.figures.maps import PATCHES, POSITIONS
-from flowbench.report.figures.orders import ORDERS
+from flowbench.report.figures.orders import ORDERS, STARTS
 from flowbench.report.figures.pareto import PARETO
 from flowbench.report.figures.scaling import SCALING
 from flowbench.report.figures.seconds import SECONDS_PER_EPOCH
@@ -28,6 +28,7 @@ FIGURES: tuple[Plot, ...] = (
     SCALING,
     PARETO,
     ORDERS,
+    STARTS,
     SAMPLING,
     FIDELITY,
     PATCHES,

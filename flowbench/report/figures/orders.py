@@ -1,68 +1,86 @@
-"""Figure of the orders of patches: the first block's path over the loss of every patch."""
+"""Figures of the loss of every patch, by order of the patches and by what the first one becomes."""
+
+from functools import partial
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from flowbench import orders as definitions
+from flowbench import orders
 from flowbench.report.analysis import Analysis
 from flowbench.report.figures import style
 from flowbench.report.figures.style import BAR, Plot, heat, scale, shades
-from flowbench.report.options import ORDER
+from flowbench.report.options import ORDER, START
 from flowbench.report.stats import over_seeds
-from flowbench.report.text import number
+from flowbench.report.text import label, number
 from flowbench.schema import TRANSFORM
 
 ACROSS = 4
 
 
 @style.context()
-def orders(analysis: Analysis) -> Figure:
-    """Draw a panel per order, the best first: bits by patch, and the path of the first block."""
-    runs, metric = analysis.runs, analysis.quality.metric
-    transform = runs.sort_values(metric)[TRANSFORM].iloc[0]
-    runs = runs[runs[TRANSFORM] == transform]
-    table = analysis.recorded.evaluation["patches"].merge(runs[["run_id", ORDER]], on="run_id")
+def by_patch(option: str, analysis: Analysis) -> Figure:
+    """Draw a panel per value of an option, the best first; for orders the first block's path."""
+    metric, best = analysis.quality.metric, _best(analysis)
+    runs = analysis.runs[analysis.runs[TRANSFORM] == best]
+    table = analysis.recorded.evaluation["patches"].merge(runs[["run_id", option]], on="run_id")
     kind = "bpd" if table["bpd"].notna().any() else "nll"
-    losses = {name: over_seeds(own, metric)[0] for name, own in runs.groupby(ORDER)}
-    names = sorted(losses, key=losses.__getitem__)
+    losses = {str(name): over_seeds(own, metric)[0] for name, own in runs.groupby(option)}
     maps = {
-        name: table[table[ORDER] == name].pivot_table(kind, "row", "column").to_numpy()
-        for name in names
+        name: table[table[option] == name].pivot_table(kind, "row", "column").to_numpy()
+        for name in sorted(losses, key=losses.__getitem__)
     }
     shared = shades(maps.values())
-    rows = -(-len(names) // ACROSS)
-    heights = [1.9] * rows + [BAR]
-    figure = Figure(figsize=(style.PAGE, 0.7 + sum(heights)), layout="constrained")
-    grid = figure.add_gridspec(rows + 1, ACROSS, height_ratios=heights)
+    across = min(ACROSS, len(maps))
+    rows = -(-len(maps) // across)
+    heights = [style.PAGE / ACROSS] * rows + [BAR]
+    size = (style.PAGE * across / ACROSS, 0.7 + sum(heights))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.add_gridspec(rows + 1, across, height_ratios=heights)
     for place, (name, values) in enumerate(maps.items()):
-        axes = figure.add_subplot(grid[place // ACROSS, place % ACROSS])
+        axes = figure.add_subplot(grid[place // across, place % across])
         heat(axes, values, shared)
-        path = definitions.path(str(name), 0, *values.shape).numpy()
-        y, x = np.divmod(path, values.shape[1])
-        axes.plot(x, y, color="white", linewidth=1.6)
-        axes.plot(x, y, color="black", linewidth=0.8)
-        axes.plot(x[0], y[0], "o", color="black", markeredgecolor="white", markersize=5)
         axes.set(xticks=[], yticks=[], title=f"{name}: {number(losses[name])}")
+        if option == ORDER:
+            y, x = np.divmod(orders.path(name, 0, *values.shape).numpy(), values.shape[1])
+            axes.plot(x, y, color="white", linewidth=1.6)
+            axes.plot(x, y, color="black", linewidth=0.8)
+            axes.plot(x[0], y[0], "o", color="black", markeredgecolor="white", markersize=5)
     unit = "Bits" if kind == "bpd" else "Nats"
     scale(figure, grid[-1, :], shared, f"{unit} per dimension")
     return figure
 
 
-def _missing(analysis: Analysis) -> str:
-    several = ORDER in analysis.runs and analysis.runs[ORDER].nunique() > 1
+def _best(analysis: Analysis) -> str:
+    """The transform of the run with the lowest loss."""
+    return str(analysis.runs.sort_values(analysis.quality.metric)[TRANSFORM].iloc[0])
+
+
+def _caption(what: str, ending: str, analysis: Analysis) -> str:
+    return (
+        f"{what}, the best first, with {label(_best(analysis))}'s mean {analysis.quality.metric} "
+        f"({analysis.quality.unit}): negative log-likelihood of test images by patch{ending}."
+    )
+
+
+def _missing(option: str, analysis: Analysis) -> str:
+    several = option in analysis.runs and analysis.runs[option].nunique() > 1
     patches = analysis.recorded.evaluation["patches"]
-    return "" if several and len(patches) else "runs with several orders, evaluated by patch"
+    lacking = f"runs with several values of {option}, evaluated by patch"
+    return "" if several and len(patches) else lacking
 
 
+_PATH = ", and the path of the first block from its dot; later blocks go on in the cycle"
 ORDERS = Plot(
     "orders",
     "results",
-    orders,
-    lambda analysis: (
-        "Orders of the patches, the best first, with their mean "
-        f"{analysis.quality.metric} ({analysis.quality.unit}): negative log-likelihood by patch, "
-        "and the path of the first block from its dot. Later blocks follow the same cycle "
-        "(README, options)."
-    ),
-    _missing,
+    partial(by_patch, ORDER),
+    partial(_caption, "Orders of the patches", _PATH),
+    partial(_missing, ORDER),
+)
+STARTS = Plot(
+    "start",
+    "results",
+    partial(by_patch, START),
+    partial(_caption, "What becomes of the first patch of every block", ""),
+    partial(_missing, START),
 )
