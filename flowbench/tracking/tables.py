@@ -216,7 +216,8 @@ def times(history: pd.DataFrame) -> dict[str, float]:
         seconds of all.
     """
     later = history[history["epoch"] > 1] if len(history) else history
-    row = {key: later[key].median() if key in later else np.nan for key in TIMES}
+    of_epochs = [key for key in TIMES if schema.find(key).epochs]
+    row = {key: later[key].median() if key in later else np.nan for key in of_epochs}
     row["training_seconds"] = history[SECONDS].sum() if SECONDS in history else np.nan
     return row
 
