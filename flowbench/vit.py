@@ -35,7 +35,7 @@ class Cache(NamedTuple):
 class Attention(nn.Module):
     """Pre-norm causal multi-head self-attention."""
 
-    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+    def __init__(self, width: int, heads: int, qk_norm: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width)
@@ -111,7 +111,7 @@ class Layer(nn.Module):
     """Attention and MLP, each added to the residual stream."""
 
     def __init__(
-        self, width: int, heads: int, expansion: int, activation: str, qk_norm: bool
+        self, width: int, heads: int, expansion: int, activation: str, qk_norm: bool = False
     ) -> None:
         super().__init__()
         self.kind = fused.Kind(heads, expansion * width, ACTIVATIONS[activation] == "tanh")
