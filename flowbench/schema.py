@@ -210,6 +210,7 @@ _LABELS = {
     "model.start": "first patch",
     "model.qk_norm": "QK-norm",
     "optim.lr": "learning rate",
+    "optim.clip": "clip",
 }
 
 

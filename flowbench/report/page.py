@@ -112,7 +112,7 @@ def drawn(
     for plot in FIGURES:
         shown = [one for one in (plot.samples and denoised) or found if not plot.missing(one)]
         if not shown:
-            missing[plot.name] = plot.missing(found[0])
+            missing |= {plot.name: plot.missing(found[0])} if plot.expected else {}
         for place, one in enumerate(shown):
             name = plot.name if not place else f"{plot.name}-{place + 1}"
             caption = " ".join(plot.caption(one).split())

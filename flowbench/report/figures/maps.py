@@ -10,6 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from flowbench.report.analysis import Analysis
 from flowbench.report.figures import style
 from flowbench.report.figures.style import BAR, Plot, heat, scale, shades
+from flowbench.report.options import START
 from flowbench.report.stats import Interval, patch_ratio
 from flowbench.report.text import number
 from flowbench.schema import TRANSFORM
@@ -130,6 +131,16 @@ def _patches_caption(analysis: Analysis) -> str:
     )
 
 
+def _positions_caption(analysis: Analysis) -> str:
+    runs = analysis.runs
+    unchanged = START not in runs or runs[START].fillna("identity").eq("identity").all()
+    return (
+        "Mean log-slope on test images by block (0 is the nearest to the data) and position in "
+        "that block's own order: how much the density gains there."
+        + (" A block passes its first position through unchanged." if unchanged else "")
+    )
+
+
 PATCHES = Plot(
     "patches",
     "results",
@@ -141,10 +152,6 @@ POSITIONS = Plot(
     "positions",
     "appendix",
     positions,
-    lambda _: (
-        "Mean log-slope on test images by block (0 is the nearest to the data) and position in "
-        "that block's own order: how much the density gains there. A block passes its first "
-        "position through unchanged."
-    ),
+    _positions_caption,
     lambda analysis: "" if len(analysis.evaluated["positions"]) else "log-slopes by position",
 )

@@ -89,6 +89,7 @@ class Plot:
         missing: Names the data that it lacks; empty where it can be drawn.
         samples: Whether it shows generated images or their scores. Of a study with both noises it
             is drawn for the flows trained with Gaussian noise, whose samples can be denoised.
+        expected: Whether a report says so where it cannot be drawn.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Plot:
     caption: Callable[[Analysis], str]
     missing: Callable[[Analysis], str]
     samples: bool = False
+    expected: bool = True
 
 
 @dataclass(frozen=True)
