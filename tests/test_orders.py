@@ -186,3 +186,16 @@ def test_every_option_compiles_without_a_graph_break(start: str) -> None:
     assert len(latents) == 3
     flow.compile(backend="eager", fullgraph=True)
     torch.testing.assert_close(flow(images(), LABELS, []), expected)
+
+
+@every_order
+def test_positions_move_along_with_the_patches(order: str) -> None:
+    """A block in an order is a raster block on rearranged patches with rearranged positions."""
+    moved, plain = trained(order).blocks[1], trained("raster").blocks[1]
+    path = moved.order.permutation
+    plain.network.pos_embed.data = moved.network.pos_embed.data[path]
+    x = torch.randn(3, 16, 4, dtype=torch.float64)
+    expected, log_det = plain(x[:, path], LABELS)
+    z, own = moved(x, LABELS)
+    torch.testing.assert_close(z[:, path], expected)
+    torch.testing.assert_close(own, log_det)
