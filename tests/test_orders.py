@@ -193,6 +193,7 @@ def test_positions_move_along_with_the_patches(order: str) -> None:
     """A block in an order is a raster block on rearranged patches with rearranged positions."""
     moved, plain = trained(order).blocks[1], trained("raster").blocks[1]
     path = moved.order.permutation
+    plain.network.load_state_dict(moved.network.state_dict())
     plain.network.pos_embed.data = moved.network.pos_embed.data[path]
     x = torch.randn(3, 16, 4, dtype=torch.float64)
     expected, log_det = plain(x[:, path], LABELS)
