@@ -1,122 +1,142 @@
-"""What an option of the flow changes: effects of planted size are found, and judged."""
+"""Whatever option runs differ in, the report keeps its values apart and says what varies."""
+
+from dataclasses import fields, is_dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from reports import analysis, complete, sweep
+from reports import STUDY, among, tables
 
-from flowbench.report.analysis import Analysis
-from flowbench.report.claims import Verdict, claims
-from flowbench.report.files import Recorded
-from flowbench.report.options import ORDER, START, usual
-from flowbench.report.page import answer
-from flowbench.report.tables import effects
-from flowbench.schema import LAYERS, LAYERS_LISTED, SECONDS, TRANSFORM
+from flowbench import config, schema
+from flowbench.bench import planted
+from flowbench.config import Experiment
+from flowbench.report import build
+from flowbench.report.analysis import Analysis, analyses
+from flowbench.report.files import Recorded, complete
+from flowbench.report.tables import summary
 
-POINTS = [("rqs-8", 2, 1), ("softaffine", 2, 1)]
-
-
-def law(transform: str, blocks: int, layers: int) -> float:  # noqa: ARG001 - a Law's signature
-    return {"softaffine": 3.0}.get(transform, 1.5)
-
-
-def varied(option: str, usual_value: str, gains: dict[str, float], **factors: float) -> Analysis:
-    """Runs with the usual value of an option, and with others whose loss is lower by a gain."""
-    recorded = sweep(POINTS, law)
-    first = recorded.runs.assign(**{option: usual_value, "patches/ratio": 0.9})
-    tables = [first]
-    noise = np.random.default_rng(0)
-    for value, gain in gains.items():
-        own = first.assign(**{option: value, "run_id": first["run_id"] + value})
-        own["val/bpd"] = own["val/bpd"] - gain + 0.001 * noise.standard_normal(len(own))
-        for name, factor in factors.items():
-            column = {"edge": "patches/ratio", "time": SECONDS}[name]
-            own[column] = own[column] * factor * np.exp(0.01 * noise.standard_normal(len(own)))
-        tables.append(own)
-    runs = pd.concat(tables, ignore_index=True)
-    return analysis(complete(Recorded(runs, recorded.history, recorded.samples)))
+OPTIONS = [name for name in config.options() if name != "trainer"]
+TRAINER = ["trainer.max_epochs", "trainer.precision", "trainer.accumulate_grad_batches"]
+SETTINGS = [name for name in [*OPTIONS, *TRAINER] if schema.is_setting(name)]
+OTHERS = [name for name in OPTIONS if not schema.is_setting(name)]
+SHIFT = 1.0
+"""How far the losses of runs with the other value are from those with the first."""
 
 
-def verdict(one: Analysis, words: str) -> Verdict:
-    return next(claim.verdict for claim in claims(one) if words in claim.text)
+@pytest.fixture(scope="module")
+def recorded() -> Recorded:
+    return planted.evaluated(tables())
 
 
-def test_a_planted_gain_is_found_with_its_interval() -> None:
-    one = varied(START, "identity", {"learned": 0.1, "token": 0.2}, edge=0.5)
-    found = {effect.name: effect for effect in one.effects if effect.option == START}
-    assert set(found) == {
-        f"{start}, {transform}"
-        for start in ("learned", "token")
-        for transform in ("RQS K=8", "softaffine")
+def varying(recorded: Recorded, option: str) -> Recorded:
+    """The runs again with another value of an option, which changes the loss by SHIFT."""
+    runs = recorded.runs
+    first = runs[option] if option in runs else pd.Series(np.nan, runs.index)
+    other = first.astype(object).map(lambda value: 7 if isinstance(value, float | int) else "other")
+    again = runs.assign(run_id="x" + runs["run_id"], **{option: other})
+    again = again.assign(**{name: runs[name] + SHIFT for name in ("val/bpd", "val/loss")})
+    epochs = recorded.history.assign(run_id="x" + recorded.history["run_id"])
+    both = pd.concat([runs, again], ignore_index=True)
+    history = pd.concat([recorded.history, epochs], ignore_index=True)
+    return complete(Recorded(both, history, recorded.samples, recorded.evaluation))
+
+
+def found(recorded: Recorded) -> list[Analysis]:
+    return analyses(STUDY, recorded)
+
+
+def test_every_option_of_an_experiment_is_a_setting_or_known_not_to_be() -> None:
+    assert set(OTHERS) == {
+        *("name", "seed", "data.root"),
+        *(name for name in OPTIONS if name.startswith("evaluate.")),
     }
-    for name, effect in found.items():
-        gain = 0.2 if name.startswith("token") else 0.1
-        assert effect.loss.low < effect.loss.mean < effect.loss.high
-        assert effect.loss.mean == pytest.approx(-gain, abs=0.005)
-        assert effect.edge.mean == pytest.approx(0.5, rel=0.05)
-        assert effect.base == "identity"
-    assert "First patch token, " in answer(one)
-    assert "instead of identity: −0.2" in answer(one)
+    nested = {entry.name for entry in fields(Experiment) if is_dataclass(entry.type)}
+    assert nested == {name.partition(".")[0] for name in OPTIONS if "." in name}
+    assert not {*SETTINGS} & {*schema.COLUMNS}
 
 
-@pytest.mark.parametrize(
-    ("edge", "expected"), [(0.5, "supported"), (2.0, "contradicted"), (1.0, "undecided")]
-)
-def test_the_first_patch_is_judged_by_the_edge_noise(edge: float, expected: Verdict) -> None:
-    one = varied(START, "identity", {"token": 0.1}, edge=edge)
-    assert verdict(one, "first patch as it is") == expected
+@pytest.mark.parametrize("option", [name for name in SETTINGS if name != schema.TRANSFORM])
+def test_runs_that_differ_in_an_option_are_never_pooled(option: str, recorded: Recorded) -> None:
+    both = varying(recorded, option)
+    parts = found(both)
+    for one in parts:
+        assert all(part.runs[option].nunique(dropna=False) == 1 for part in one.configurations)
+        assert all(part.runs["seed"].is_unique for part in one.configurations)
+        rows = summary(one).rows
+        assert {row[1] for row in rows} == {"3"}
+        assert len({row[0] for row in rows}) == len(rows)
+        # No loss is averaged over both values: then its deviation would be about half the shift.
+        for part in one.configurations:
+            assert part.runs["val/bpd"].std() < SHIFT / 10
+        assert set(one.best[option].map(str)) <= set(one.runs[option].map(str))
+        assert one.best.groupby(schema.TRANSFORM)[option].nunique(dropna=False).max() == 1
+    assert sum(len(one.configurations) for one in parts) == 6
+    # A pair agrees in the option, so the shift cancels, whichever value a configuration has.
+    gaps = [gap for one in parts for gap in one.differences["val/bpd"].values()]
+    assert len(gaps) == 4
+    assert all(gap.n == 3 and abs(gap.high - gap.low) < SHIFT / 10 for gap in gaps)
 
 
-@pytest.mark.parametrize(
-    ("gains", "expected"),
-    [
-        ({"snake": 0.1, "raster": -0.1}, "supported"),
-        ({"snake": -0.1, "raster": -0.1}, "contradicted"),
-        ({"snake": 0.0, "raster": -0.1}, "undecided"),
-    ],
-)
-def test_orders_are_judged_by_the_best(gains: dict[str, float], expected: Verdict) -> None:
-    assert verdict(varied(ORDER, "flip", gains), "Other orders") == expected
+@pytest.mark.parametrize("option", [name for name in SETTINGS if name != schema.TRANSFORM])
+def test_the_report_says_what_varies(option: str, recorded: Recorded) -> None:
+    parts = found(varying(recorded, option))
+    label = schema.find(option).label
+    if len(parts) > 1:
+        assert all(label in one.protocol for one in parts)
+    else:
+        names = [one.name for one in parts[0].configurations]
+        word = label.split()[0] if option not in (schema.BLOCKS, schema.LAYERS) else ""
+        assert all((word or option.rpartition(".")[2][:-1]) in name for name in names)
 
 
-def test_nothing_is_said_of_an_option_that_does_not_vary() -> None:
-    one = analysis(sweep([("affine", 2, 1), ("rqs-8", 2, 1)], law))
-    assert one.effects == []
-    assert not list(effects(one))
-    assert not any("first patch as it is" in claim.text for claim in claims(one))
+def test_an_option_that_varies_is_in_the_tables_of_the_page(
+    recorded: Recorded, tmp_path: Path
+) -> None:
+    bare = varying(recorded, "optim.ema")._replace(samples={}, evaluation={})
+    build(STUDY, bare, tmp_path / "report")
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "affine, ema 7" in text
+    assert "Besides transform and seed the runs differ in: ema: 0 (9 runs), 7 (9 runs)." in text
+    assert "optim.ema" in pd.read_csv(tmp_path / "report" / "runs.csv").columns
 
 
-def test_an_option_without_its_usual_value_has_no_effect_to_show() -> None:
-    one = varied(ORDER, "columns", {"snake": 0.1})
-    assert not [effect for effect in one.effects if effect.option == ORDER]
-    assert verdict(one, "Other orders") == "undecided"
+@pytest.mark.parametrize("fact", schema.MACHINE)
+def test_times_of_several_machines_have_no_mean(fact: str, recorded: Recorded) -> None:
+    runs = recorded.runs.copy()
+    runs[fact] = runs[fact].astype(object).mask(runs["seed"] == 0, "other")
+    (one,) = found(recorded._replace(runs=runs))
+    place = summary(one).header.index("s/epoch")
+    assert {row[place] for row in summary(one).rows} == {"– (several machines)"}
+    assert len(one.timed_configurations) == 6
+    assert len(one.configurations) == 3
 
 
-def test_layers_by_block_are_compared_with_equal_ones() -> None:
-    assert usual(LAYERS_LISTED, "1-1-6-4") == "3-3-3-3"
-    one = varied(LAYERS_LISTED, "3-3", {"1-5": 0.1, "5-1": -0.1})
-    one.recorded.runs[LAYERS] = 3.0
-    found = {effect.name: effect.loss.mean for effect in one.effects if effect.base == "3-3"}
-    assert found["1-5, RQS K=8"] == pytest.approx(-0.1, abs=0.005)
-    assert found["5-1, RQS K=8"] == pytest.approx(0.1, abs=0.005)
+def test_noises_are_reported_each_by_itself(recorded: Recorded, tmp_path: Path) -> None:
+    gaussian = planted.evaluated(tables(), noise="gaussian")
+    ids = gaussian.runs["run_id"]
+    runs = pd.concat([recorded.runs, gaussian.runs.assign(run_id="g" + ids)], ignore_index=True)
+    history = gaussian.history.assign(run_id="g" + gaussian.history["run_id"])
+    both = recorded._replace(runs=runs, history=pd.concat([recorded.history, history]))
+    samples = {
+        f"{name}|{noise}": recorded.samples[name]
+        for name in ("affine", "rqs-8")
+        for noise in ("uniform", "gaussian")
+    }
+    first, second = found(both._replace(samples=samples))
+    assert (first.protocol, second.protocol) == ("noise uniform", "noise gaussian")
+    assert (first.quality.metric, second.quality.metric) == ("val/bpd", "val/loss")
+    assert set(first.runs["data.noise"]) == {"uniform"}
+    assert set(second.recorded.samples) == {"affine", "rqs-8"}
+    written = build(STUDY, both._replace(samples=samples, evaluation={}), tmp_path / "report")
+    assert {"losses.png", "losses-2.png"} <= {path.name for path in written}
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "**Answer (noise uniform).**" in text
+    assert "**Answer (noise gaussian).**" in text
 
 
-@pytest.mark.parametrize(
-    ("gain", "time", "expected"),
-    [
-        (0.1, 1.0, "supported"),
-        (0.1, 2.0, "contradicted"),
-        (-0.5, 1.0, "contradicted"),
-        (0.1, 1.1, "undecided"),
-    ],
-)
-def test_functions_are_judged_by_loss_and_time(gain: float, time: float, expected: str) -> None:
-    one = varied(TRANSFORM, "rqs-8", {"quadratic-8": gain, "softaffine": -1, "crat": -1.0}, time=1)
-    runs = one.recorded.runs
-    runs = runs[~runs["run_id"].duplicated()].copy()
-    own = runs[TRANSFORM] == "quadratic-8"
-    runs.loc[own, SECONDS] *= time
-    runs.loc[runs[TRANSFORM] == "crat", SECONDS] *= 3
-    runs = runs.drop_duplicates([TRANSFORM, "seed"])
-    one = analysis(one.recorded._replace(runs=runs))
-    assert verdict(one, "Some other function") == expected
+def test_an_unlisted_trainer_option_is_a_setting(recorded: Recorded) -> None:
+    precision = recorded.runs["run_id"].map(lambda _: None).mask(among(recorded, "affine"), "bf16")
+    runs = recorded.runs.assign(**{"trainer.precision": precision})
+    (one,) = found(recorded._replace(runs=runs))
+    assert one.differences["val/bpd"]["RQS K=8, precision default"].n == 0
