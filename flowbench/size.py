@@ -8,7 +8,7 @@ import torch
 from flowbench.config import Data, Experiment, Model
 from flowbench.errors import UsageError
 from flowbench.transforms import parse
-from flowbench.vit import HEAD_DIM
+from flowbench.vit import default_heads
 
 FLOAT = 4
 DIGITS = (1, 28, 28)
@@ -37,7 +37,7 @@ def parameters(model: Model, shape: tuple[int, int, int], classes: int) -> int:
     first = {"identity": 0, "learned": max(1, classes) * outputs, "token": width}[model.start]
     in_layer = attention + mlp
     if model.qk_norm:
-        in_layer += 2 * (width // (model.heads or max(1, width // HEAD_DIM)))
+        in_layer += 2 * (width // (model.heads or default_heads(width)))
     around = ends + (tokens + classes) * width + first + (2 * width if model.final_norm else 0)
     return model.blocks * around + model.total_layers * in_layer
 

@@ -20,6 +20,11 @@ ACTIVATIONS = {"gelu": "none", "gelu-tanh": "tanh"}
 HEAD_DIM = 64
 
 
+def default_heads(width: int) -> int:
+    """One head to every 64 channels, at least one."""
+    return max(1, width // HEAD_DIM)
+
+
 class Cache(NamedTuple):
     """The state of sampling: made by the sampler, passed down, then dropped.
 
@@ -39,7 +44,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.norm = nn.LayerNorm(width)
-        self.qk_norm = nn.ModuleList(_rms(width // heads) for _ in range(2 if qk_norm else 0))
+        norms = (nn.RMSNorm(width // heads, eps=1e-6) for _ in range(2 if qk_norm else 0))
+        self.qk_norm = nn.ModuleList(norms)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
@@ -69,10 +75,6 @@ class Attention(nn.Module):
         n = q.shape[-2]
         attention = _fused_attention if q.is_cuda or n == 1 else _short_attention
         return self.proj(attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-def _rms(size: int) -> nn.RMSNorm:
-    return nn.RMSNorm(size, eps=1e-6)
 
 
 def _fused_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -120,13 +122,17 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Run over all tokens at once; x ``[B, T, C]`` -> ``[B, T, C]``."""
-        if self.has_kernel(x):
-            return fused.layer(x, self.kind, self.maps(), self._without_kernels)
+        maps = self.maps()
+        if self._fits(x, maps):
+            return fused.layer(x, self.kind, maps, self._without_kernels)
         return self.plain(x)
 
     def has_kernel(self, x: Tensor) -> bool:
         """Return whether the hand-written kernel runs this layer over such tokens."""
-        known = not self.attention.qk_norm and fused.fits(x, self.kind, self.maps())
+        return self._fits(x, self.maps())
+
+    def _fits(self, x: Tensor, maps: list[tuple[nn.LayerNorm | None, nn.Linear]]) -> bool:
+        known = not self.attention.qk_norm and fused.fits(x, self.kind, maps)
         return known and not _watched(self)
 
     def plain(self, x: Tensor) -> Tensor:
@@ -200,7 +206,7 @@ class CausalTransformer(nn.Module):
         final_norm: bool = False,
     ) -> None:
         super().__init__()
-        heads = max(1, width // HEAD_DIM) if heads is None else heads
+        heads = default_heads(width) if heads is None else heads
         if heads < 1 or width % heads:
             raise UsageError(f"width {width} is not divisible by its {heads} heads")
         if activation not in ACTIVATIONS:

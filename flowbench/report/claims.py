@@ -118,7 +118,10 @@ def claims(analysis: Analysis) -> list[Claim]:
     if composed:
         text = "Our own question: affine + RQS reaches a lower total loss than affine."
         judged.append(_sign(analysis, text, quality.metric, composed, quality.unit))
-    judged += [make(analysis) for make, option in _OPTIONS if option in analysis.varied]
+    if START in analysis.varied:
+        judged.append(_first_patch(analysis))
+    if ORDER in analysis.varied:
+        judged.append(_orders(analysis))
     if SPLINE in analysis.transforms and any(_is_other(name) for name in analysis.transforms):
         judged.append(_functions(analysis))
     return judged
@@ -139,6 +142,16 @@ def verdict(value: Interval) -> Verdict:
 def agreed(verdicts: list[Verdict]) -> Verdict:
     """Combine several verdicts: undecided unless all are the same."""
     return verdicts[0] if len(set(verdicts)) == 1 else "undecided"
+
+
+def some(verdicts: list[Verdict]) -> Verdict:
+    """Judge whether a claim holds of at least one: supported where any is."""
+    return "supported" if "supported" in verdicts else agreed(verdicts)
+
+
+def _tolerated(unit: str) -> float:
+    """What counts as no gain, in a unit of the loss."""
+    return ENOUGH if unit == "bits/dim" else ENOUGH * LOG2
 
 
 def _sign(analysis: Analysis, text: str, metric: str, transforms: list[str], unit: str) -> Claim:
@@ -200,7 +213,7 @@ def _enough(analysis: Analysis) -> Claim:
     gains, unit = analysis.gains, analysis.quality.unit
     if not any(gain.by.n for gain in gains):
         return _open(text, "needs the bins study")
-    limit = ENOUGH if unit == "bits/dim" else ENOUGH * LOG2
+    limit = _tolerated(unit)
     few = [gain for gain in gains if gain.few > 2]
     verdicts = [beyond(gain.by, limit) for gain in few]
     words = {
@@ -210,7 +223,7 @@ def _enough(analysis: Analysis) -> Claim:
     least = min(few, key=lambda gain: gain.by.mean)
     return Claim(
         text,
-        "supported" if "supported" in verdicts else agreed(verdicts),
+        some(verdicts),
         words[id(least)],
         f"{analysis.quality.metric}: {'; '.join(words.values())}",
         "bins",
@@ -321,7 +334,7 @@ def _orders(analysis: Analysis) -> Claim:
     verdicts = [verdict(value) for value in found.values()]
     return Claim(
         text,
-        "supported" if "supported" in verdicts else agreed(verdicts),
+        some(verdicts),
         f"{best}: {say(found[best])}, best of {len(found)}",
         _listed(found, say, f"{analysis.quality.metric}, minus flip's"),
         "orders",
@@ -337,7 +350,7 @@ def _functions(analysis: Analysis) -> Claim:
     ]
     if not found or not any(one.time.n for one in found):
         return _open(text, "needs RQS K=8 and other functions, each with the machine to itself")
-    limit = ENOUGH if analysis.quality.unit == "bits/dim" else ENOUGH * LOG2
+    limit = _tolerated(analysis.quality.unit)
 
     def say(one: Effect) -> str:
         time = confidence(one.time, "times the time", places=2, sign="-")
@@ -350,7 +363,7 @@ def _functions(analysis: Analysis) -> Claim:
     best = min(found, key=lambda one: one.loss.mean)
     return Claim(
         text,
-        "supported" if "supported" in verdicts else agreed(verdicts),
+        some(verdicts),
         f"{best.name}: {say(best)}, best of {len(found)}",
         "against RQS K=8: " + "; ".join(f"{one.name} {say(one)}" for one in found),
         "functions",
@@ -361,12 +374,6 @@ def _is_other(transform: str) -> bool:
     """Whether a transform has a part that is neither affine nor a rational-quadratic spline."""
     parts = {part.partition("-")[0] for part in transform.split("+")}
     return bool(parts - {AFFINE, "additive", "softaffine", "loft", "rqs", "srqs", "zuko:rqs"})
-
-
-_OPTIONS: tuple[tuple[Callable[[Analysis], Claim], str], ...] = (
-    (_first_patch, START),
-    (_orders, ORDER),
-)
 
 
 def _weakest(

@@ -1,6 +1,7 @@
 """The tables of a report: by configuration, run by run, and how the runs were made."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,7 @@ from flowbench.report.document import Block, Paragraph, Table
 from flowbench.report.laws import LEAST, QUANTITIES, WIDEST, Fit
 from flowbench.report.options import ORDER, START, Effect, title
 from flowbench.report.runs import AXES, Configuration, Extractor
-from flowbench.report.stats import Interval, over_seeds
+from flowbench.report.stats import over_seeds
 from flowbench.report.text import (
     AFFINE,
     MISSING,
@@ -205,11 +206,12 @@ def fidelity(extractor: Extractor) -> Table:
 def effects(analysis: Analysis) -> Iterator[Block]:
     """Make the tables of what other values of an option change, one for each option and base."""
     unit = analysis.quality.unit
+    signed = partial(confidence, unit="")
+    ranged = partial(confidence, unit="", places=2, sign="-")
     groups: dict[tuple[str, str], list[Effect]] = {}
     for one in analysis.effects:
-        groups.setdefault((one.option, "" if one.option == LAYERS_LISTED else one.base), []).append(
-            one
-        )
+        base = "" if one.option == LAYERS_LISTED else one.base  # each has equal ones of its own
+        groups.setdefault((one.option, base), []).append(one)
     for (option, base), own in groups.items():
         columns: list[tuple[str, Callable[[Effect], str], bool]] = [
             (f"loss ({unit})", lambda one: signed(one.loss), True),
@@ -234,16 +236,6 @@ def effects(analysis: Analysis) -> Iterator[Block]:
             [title(option), *(heading for heading, _, _ in shown)],
             [[one.name, *(say(one) for _, say, _ in shown)] for one in own],
         )
-
-
-def signed(value: Interval) -> str:
-    """Write a difference with its interval; a dash where there is none."""
-    return confidence(value, "") if value.n else MISSING
-
-
-def ranged(value: Interval) -> str:
-    """Write a ratio with its interval; a dash where there is none."""
-    return confidence(value, "", places=2, sign="-") if value.n else MISSING
 
 
 def equivalents(analysis: Analysis) -> Iterator[Block]:
