@@ -72,3 +72,13 @@ def widen(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
 def clip(x: Tensor, low: float, high: float) -> Tensor:
     """Clamp; at the bounds themselves the gradient is 1, where some versions of torch have 0."""
     return torch.where(x < low, low, torch.where(x > high, high, x))
+
+
+def fit(x: Tensor, params: Tensor) -> Tensor:
+    """Expand x ``[..., D]`` to the leading dimensions that it and params ``[..., D, P]`` share."""
+    return torch.broadcast_tensors(x, params[..., 0])[0]
+
+
+def bounded(raw: Tensor, limit: float) -> Tensor:
+    """Bend raw numbers smoothly into (−limit, limit), with slope 1 at 0."""
+    return raw / (1 + raw.abs() / limit)

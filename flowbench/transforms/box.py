@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from flowbench.errors import UsageError
+from flowbench.transforms.base import clip, fit, widen
 
 BOUND = 4.0
 MIN_SIDE = 1e-3
@@ -48,6 +49,32 @@ class Piecewise:
         whole = int(self.bound) == self.bound
         return f"{self.family}-{self.bins}-{int(self.bound) if whole else self.bound}"
 
+    def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Map data to noise; see the class."""
+        return self.plain_forward(*widen(x, params))
+
+    def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Map noise to data; see the class."""
+        return self.plain_inverse(*widen(z, params))
+
+    def plain_forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """``forward`` in torch's own operations: for every device and type."""
+        inside = clip(x, -self.bound, self.bound)
+        return identity_outside(x, inside, *self._forward(fit(inside, params), params))
+
+    def plain_inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """``inverse`` in torch's own operations."""
+        inside = clip(z, -self.bound, self.bound)
+        return identity_outside(z, inside, *self._inverse(fit(inside, params), params))
+
+    def _forward(self, inside: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """``forward`` of values in [−B, B], with the leading dimensions of the parameters."""
+        raise NotImplementedError
+
+    def _inverse(self, inside: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        """``inverse`` of values in [−B, B], with the leading dimensions of the parameters."""
+        raise NotImplementedError
+
     def outside(self, x: Tensor, params: Tensor) -> Tensor:
         """Inputs beyond ±B."""
         return x.abs() > self.bound
@@ -82,8 +109,3 @@ def identity_outside(
     """Replace what was computed of the clamped x by the identity where x was clamped."""
     within = x == inside  # selecting after the clamp keeps the gradients outside finite
     return torch.where(within, z, x), torch.where(within, log_slope, 0.0)
-
-
-def bounded(raw: Tensor, limit: float) -> Tensor:
-    """Bend raw numbers smoothly into (−limit, limit), with slope 1 at 0."""
-    return raw / (1 + raw.abs() / limit)

@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flowbench.transforms.base import clip, widen
-from flowbench.transforms.box import Piecewise, bounded, find, identity_outside, take
+from flowbench.transforms.base import bounded
+from flowbench.transforms.box import Piecewise, find, take
 from flowbench.transforms.root import root
 
 MAX_LOG = math.log(1000)
@@ -40,24 +40,14 @@ class CubicSpline(Piecewise):
         """K widths, K heights, 2 slopes."""
         return 2 * self.bins + 2
 
-    def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Map data to noise; see the class."""
-        x, params = widen(x, params)
-        inside = clip(x, -self.bound, self.bound)
-        z, log_slope = _evaluate(inside, *self._piece(inside, params, 0))
-        return identity_outside(*torch.broadcast_tensors(x, inside, z, log_slope))
+    def _forward(self, inside: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        return _evaluate(inside, *self._piece(inside, params, 0))
 
-    def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Map noise to data; see the class."""
-        z, params = widen(z, params)
-        inside = clip(z, -self.bound, self.bound)
+    def _inverse(self, inside: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         x0, w, *rest = self._piece(inside, params, 1)
-        inside = inside.expand(x0.shape)
-        x, log_slope = root(lambda x: _evaluate(x, x0, w, *rest), inside, x0, x0 + w)
-        return identity_outside(*torch.broadcast_tensors(z, inside, x, log_slope))
+        return root(lambda x: _evaluate(x, x0, w, *rest), inside, x0, x0 + w)
 
     def _piece(self, inside: Tensor, params: Tensor, axis: int) -> list[Tensor]:
-        inside = torch.broadcast_tensors(inside, params[..., 0])[0]
         K = self.bins
         w, h = self.sides(params[..., :K]), self.sides(params[..., K : 2 * K])
         s = h / w

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowbench.transforms.base import widen
-from flowbench.transforms.box import bounded
+from flowbench.transforms.base import bounded, fit, widen
 from flowbench.transforms.root import root
 
 LIMIT = 2.0
@@ -49,7 +48,7 @@ class CubicRational:
         """Map noise to data; see the class."""
         z, params = widen(z, params)
         bump, g, s = self.constrain(params)
-        z = torch.broadcast_tensors(z, bump)[0]
+        z = fit(z, params)
         reach = (bump * s).abs() / 2  # the bump moves no point further than this
         return root(lambda x: _evaluate(x, bump, g, s), z, z - reach, z + reach)
 

@@ -6,8 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flowbench.transforms.base import clip, widen
-from flowbench.transforms.box import Piecewise, find, identity_outside, take
+from flowbench.transforms.box import Piecewise, find, take
 
 
 @dataclass(frozen=True)
@@ -33,25 +32,18 @@ class LinearSpline(Piecewise):
         """K heights."""
         return self.bins
 
-    def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Map data to noise; see the class."""
-        x, params = widen(x, params)
-        inside = clip(x, -self.bound, self.bound)
+    def _forward(self, inside: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         x0, w, y0, h = self._piece(inside, params, 0)
         z = inside + ((y0 - x0) + (h / w - 1) * (inside - x0))
-        return identity_outside(*torch.broadcast_tensors(x, inside, z, torch.log(h / w)))
+        return z, torch.log(h / w)
 
-    def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Map noise to data; see the class."""
-        z, params = widen(z, params)
-        inside = clip(z, -self.bound, self.bound)
+    def _inverse(self, inside: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         x0, w, y0, h = self._piece(inside, params, 1)
         x = inside + ((x0 - y0) + (w / h - 1) * (inside - y0))
-        return identity_outside(*torch.broadcast_tensors(z, inside, x, torch.log(w / h)))
+        return x, torch.log(w / h)
 
     def _piece(self, inside: Tensor, params: Tensor, axis: int) -> list[Tensor]:
         w, h = self.sides(params.new_zeros(self.bins)), self.sides(params)
         x, y = self.knots(w), self.knots(h)
-        inside = torch.broadcast_tensors(inside, params[..., 0])[0]
         k = find(inside, (x, y)[axis])
         return take(k, x, w, y, h)

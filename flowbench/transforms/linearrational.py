@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flowbench.transforms.base import clip, widen
-from flowbench.transforms.box import Piecewise, bounded, find, identity_outside, take
+from flowbench.transforms.base import bounded
+from flowbench.transforms.box import Piecewise, find, take
 
 MAX_LOG = math.log(1000)
 LEAST = 0.025
@@ -44,10 +44,7 @@ class LinearRationalSpline(Piecewise):
         """K widths, K heights, K − 1 slopes, K parts."""
         return 4 * self.bins - 1
 
-    def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Map data to noise; see the class."""
-        x, params = widen(x, params)
-        inside = clip(x, -self.bound, self.bound)
+    def _forward(self, inside: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         x0, w, x1, y0, h, y1, part, wb, wc, c = self._piece(inside, params, 0)
         before = inside - x0 <= part * w
         t = ((inside - x0) / w).clamp(min=0).minimum(part)
@@ -62,12 +59,9 @@ class LinearRationalSpline(Piecewise):
             torch.log(wc * c * part / (left * left * w)),
             torch.log(wb * wc * (h - c) * (1 - part) / (right * right * w)),
         )
-        return identity_outside(*torch.broadcast_tensors(x, inside, z, log_slope))
+        return z, log_slope
 
-    def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Map noise to data; see the class."""
-        z, params = widen(z, params)
-        inside = clip(z, -self.bound, self.bound)
+    def _inverse(self, inside: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         x0, w, x1, y0, h, y1, part, wb, wc, c = self._piece(inside, params, 1)
         before = inside - y0 <= c
         rise = (inside - y0).clamp(min=0).minimum(c)
@@ -82,10 +76,9 @@ class LinearRationalSpline(Piecewise):
             torch.log(w * part * wc * c / (left * left)),
             torch.log(w * wb * (1 - part) * wc * (h - c) / (right * right)),
         )
-        return identity_outside(*torch.broadcast_tensors(z, inside, x, log_slope))
+        return x, log_slope
 
     def _piece(self, inside: Tensor, params: Tensor, axis: int) -> list[Tensor]:
-        inside = torch.broadcast_tensors(inside, params[..., 0])[0]
         K = self.bins
         widths, heights, slopes, parts = params.split([K, K, K - 1, K], -1)
         w, h = self.sides(widths), self.sides(heights)

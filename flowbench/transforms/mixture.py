@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from flowbench.errors import UsageError
-from flowbench.transforms.base import widen
-from flowbench.transforms.box import bounded
+from flowbench.transforms.base import bounded, widen
 from flowbench.transforms.root import root
 
 PLACE = 4.0

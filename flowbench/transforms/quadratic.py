@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from flowbench.transforms.base import clip, widen
-from flowbench.transforms.box import Piecewise, bounded, find, identity_outside, take
+from flowbench.transforms.base import bounded
+from flowbench.transforms.box import Piecewise, find, take
 
 MAX_LOG = math.log(1000)
 
@@ -37,20 +37,14 @@ class QuadraticSpline(Piecewise):
         """K widths, K − 1 slopes."""
         return 2 * self.bins - 1
 
-    def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Map data to noise; see the class."""
-        x, params = widen(x, params)
-        inside = clip(x, -self.bound, self.bound)
+    def _forward(self, inside: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         x0, w, y0, d0, d1 = self._piece(inside, params, 0)
         t = (inside - x0) / w
         z = inside + ((y0 - x0) + w * ((d0 - 1) * t + (d1 - d0) * t * t / 2))
         slope = d0 + (d1 - d0) * t
-        return identity_outside(*torch.broadcast_tensors(x, inside, z, slope.log()))
+        return z, slope.log()
 
-    def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """Map noise to data; see the class."""
-        z, params = widen(z, params)
-        inside = clip(z, -self.bound, self.bound)
+    def _inverse(self, inside: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         x0, w, y0, d0, d1 = self._piece(inside, params, 1)
         rise = inside - y0
         # Slopes at the ends bound the slope between them, whatever rounding does to its square.
@@ -58,10 +52,9 @@ class QuadraticSpline(Piecewise):
         square = d0 * d0 + 2 * (d1 - d0) * rise / w
         slope = square.maximum(least * least).minimum(most * most).sqrt()
         x = inside + ((x0 - y0) + rise * (2 / (d0 + slope) - 1))
-        return identity_outside(*torch.broadcast_tensors(z, inside, x, -slope.log()))
+        return x, -slope.log()
 
     def _piece(self, inside: Tensor, params: Tensor, axis: int) -> list[Tensor]:
-        inside = torch.broadcast_tensors(inside, params[..., 0])[0]
         w = self.sides(params[..., : self.bins])
         v = bounded(params[..., self.bins :], MAX_LOG).exp()
         around = w[..., :-1] + w[..., 1:]

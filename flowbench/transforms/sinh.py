@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from flowbench.transforms.base import clip, widen
-from flowbench.transforms.box import bounded
+from flowbench.transforms.base import bounded, clip, widen
 
 LIMIT = 3.0
 FAR = 20.0

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from flowbench.kernels import rqs as kernel
 from flowbench.kernels.ordinary import ordinary
-from flowbench.transforms.base import clip, widen
-from flowbench.transforms.box import MIN_SIDE, Piecewise, identity_outside
+from flowbench.transforms.base import fit
+from flowbench.transforms.box import MIN_SIDE, Piecewise
 from flowbench.transforms.pick import Grid, pick
 
 
@@ -75,23 +75,19 @@ class Spline(Piecewise):
         """Map data to noise; see the class."""
         if self._has_kernel(x, params):
             return self._kernel(x, params, inverse=False)
-        return self.plain_forward(*widen(x, params))
+        return super().forward(x, params)
 
     def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Map noise to data; see the class."""
         if self._has_kernel(z, params) and not _has_gradients(z, params):
             return self._kernel(z, params, inverse=True)
-        return self.plain_inverse(*widen(z, params))
+        return super().inverse(z, params)
 
-    def plain_forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """``forward`` in torch's own operations: for every device and type."""
-        inside = clip(x, -self.bound, self.bound)
-        return identity_outside(x, inside, *_evaluate(inside, *self._piece(inside, params, 0)))
+    def _forward(self, inside: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        return _evaluate(inside, *self._piece(inside, params, 0))
 
-    def plain_inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
-        """``inverse`` in torch's own operations."""
-        inside = clip(z, -self.bound, self.bound)
-        return identity_outside(z, inside, *_solve(inside, *self._piece(inside, params, 1)))
+    def _inverse(self, inside: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
+        return _solve(inside, *self._piece(inside, params, 1))
 
     def kernels(self, x: Tensor) -> tuple[str, ...]:
         """Name the hand-written kernels that run on a tensor of this device and type."""
@@ -163,8 +159,8 @@ class Spline(Piecewise):
 
 def _broadcast(x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
     """Expand x ``[..., D]`` and params ``[..., D, P]`` to equal leading dimensions."""
-    x, first = torch.broadcast_tensors(x, params[..., 0])
-    return x, params.expand(*first.shape, -1)
+    x = fit(x, params)
+    return x, params.expand(*x.shape, -1)
 
 
 def _planes(params: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from flowbench.transforms.base import bounded
 from flowbench.transforms.spline import Spline
 
 MIN_SLOPE = 1 / 8
@@ -46,14 +47,10 @@ class StableSpline(Spline):
     def _end_slopes(
         self, s: Tensor, s_left: Tensor, s_right: Tensor, r_left: Tensor, r_right: Tensor
     ) -> tuple[Tensor, Tensor]:
-        a0 = _mean_slope(s_left, s) / s * torch.exp(_soft_clip(r_left))
-        a1 = _mean_slope(s_right, s) / s * torch.exp(_soft_clip(r_right))
+        a0 = _mean_slope(s_left, s) / s * torch.exp(bounded(r_left, MAX_LOG_BEND))
+        a1 = _mean_slope(s_right, s) / s * torch.exp(bounded(r_right, MAX_LOG_BEND))
         return a0, a1
 
 
 def _mean_slope(s: Tensor, other: Tensor) -> Tensor:
     return 2 * s * other / (s + other)
-
-
-def _soft_clip(r: Tensor) -> Tensor:
-    return r / (1 + r.abs() / MAX_LOG_BEND)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from flowbench.errors import UsageError
-from flowbench.transforms.base import widen
+from flowbench.transforms.base import fit, widen
 
 PREFIX = "zuko:"
 Shapes = Sequence[tuple[int, ...]]
@@ -64,14 +64,14 @@ class Zuko:
     def forward(self, x: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Map data to noise; see the class."""
         x, params = widen(x, params)
-        z, log_slope = self._transform(params).call_and_ladj(_fit(x, params).double())
+        z, log_slope = self._transform(params).call_and_ladj(fit(x, params).double())
         return z.to(x.dtype), log_slope.to(x.dtype)
 
     def inverse(self, z: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         """Map noise to data; see the class."""
         z, params = widen(z, params)
         transform = self._transform(params)
-        x = transform.inv(_fit(z, params).double())
+        x = transform.inv(fit(z, params).double())
         return x.to(z.dtype), -transform.log_abs_det_jacobian(x, z).to(z.dtype)
 
     def outside(self, x: Tensor, params: Tensor) -> Tensor:
@@ -85,10 +85,6 @@ class Zuko:
                for part, shape in zip(parts, self.shapes, strict=True)]  # fmt: skip
         kind = self.name.removeprefix(PREFIX).partition("-")[0]
         return getattr(_module(self.name), TABLE[kind][0])(*own)
-
-
-def _fit(x: Tensor, params: Tensor) -> Tensor:
-    return torch.broadcast_tensors(x, params[..., 0])[0]
 
 
 def _module(name: str) -> Any:
