@@ -1,14 +1,17 @@
 """Inverses without a closed form: Newton's method, kept inside a bracket by bisection."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 ITERATIONS = 40
-"""Steps for every value: always as many, so that nothing depends on the data. Newton's method
-needs four to eight; a step of it that leaves the bracket or gains little is replaced by one of
+"""Steps at most, and always in compiled code, which cannot look at values. Newton's method needs
+four to eight; a step of it that leaves the bracket or gains little is replaced by one of
 bisection."""
+CONVERGED = 4.0
+"""Machine epsilons, times |x| + 1 or |z| + 1, within which x or forward(x) is as good as found."""
 
 
 def root(
@@ -16,7 +19,7 @@ def root(
 ) -> tuple[Tensor, Tensor]:
     """Solve forward(x) = z for an increasing function.
 
-    Gradients follow from the last step, by the implicit function theorem.
+    Gradients follow by the implicit function theorem.
 
     Args:
         forward: x -> its value and log-slope, elementwise.
@@ -27,6 +30,7 @@ def root(
     Returns:
         x and log dx/dz, each ``[...]``.
     """
+    near = CONVERGED * torch.finfo(z.dtype).eps
     with torch.no_grad():
         low, high = torch.minimum(low, high), torch.maximum(low, high)
         x = torch.minimum(torch.maximum(z, low), high)
@@ -34,10 +38,18 @@ def root(
         for _ in range(ITERATIONS):
             value, log_slope = forward(x)
             low, high = torch.where(value <= z, x, low), torch.where(value >= z, x, high)
-            step = (z - value) * torch.exp(-log_slope)
+            error = z - value
+            step = error * torch.exp(-log_slope)
+            # What only rounding decides stays: bisection would throw it far away again.
+            found = (error.abs() <= near * (1 + z.abs())) | (step.abs() <= near * (1 + x.abs()))
             good = (x + step >= low) & (x + step <= high) & (2 * step.abs() <= moved)
-            step = torch.where(good, step, low + (high - low) / 2 - x)
+            middle = torch.where(found, x, low + (high - low) / 2)
+            step = torch.where(good, step, middle - x)
             x, moved = x + step, step.abs()
+            if not torch.compiler.is_compiling() and found.all():
+                break
     value, log_slope = forward(x)
-    x = x - (value - z) * torch.exp(-log_slope.detach())
+    step = (z - value) * torch.exp(-log_slope.detach())
+    far = step.abs() > math.sqrt(near) * (1 + x.abs())  # the function is flat: only gradients move
+    x = x + step - torch.where(far, step.detach(), 0.0)
     return x, -forward(x)[1]
