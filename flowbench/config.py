@@ -100,8 +100,24 @@ class Model:
 class Data:
     """The images, and the noise that turns their 256 levels into a density."""
 
-    name: Literal["mnist-5k", "mnist", "fashion-mnist", "kmnist", "folder"] = "mnist-5k"
-    """Data set; mnist-5k needs no files, folder reads the images below root."""
+    name: Literal[
+        "mnist-5k",
+        "digits-on-photos",
+        "photo-crops",
+        "mnist",
+        "fashion-mnist",
+        "kmnist",
+        "cifar10",
+        "cifar100",
+        "svhn",
+        "celeba",
+        "imagenet-old-32",
+        "imagenet-old-64",
+        "imagenet-new-32",
+        "imagenet-new-64",
+        "folder",
+    ] = "mnist-5k"
+    """Data set; the first three need no files, folder reads the images below root."""
     root: str = "data"
     """Directory of the data set's files; downloads go there."""
     noise: Literal["uniform", "gaussian"] = "uniform"
@@ -111,7 +127,7 @@ class Data:
     batch: int = 256
     """Images in a batch, on each device."""
     size: int = 32
-    """folder: side in pixels to which images are resized and centre-cropped."""
+    """folder, celeba: side in pixels to which images are resized and centre-cropped."""
     channels: Literal[1, 3] = 3
     """folder: 1 for grey, 3 for colour."""
     skip_unreadable: bool = False

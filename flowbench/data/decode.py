@@ -1,5 +1,7 @@
 """One image file to one array of bytes; the only file that imports PIL."""
 
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +11,13 @@ from PIL import Image, ImageFile, ImageOps
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 """Ends of names, in lower case, of the files taken for images."""
 
+File = Path | zipfile.Path
+"""An image file, of its own or in an archive."""
+GREY = ("1", "L", "LA", "La", "I", "F")
+"""PIL's modes of images without colour; those of 16 bits begin with I too."""
 
-def decode(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
+
+def decode(path: File, size: int, channels: int) -> NDArray[np.uint8]:
     """The image turned upright, its short side resized to ``size``, and the centre cropped.
 
     Transparent pixels show white, the first frame stands for an animation, and of 16 bits the upper
@@ -26,13 +33,18 @@ def decode(path: Path, size: int, channels: int) -> NDArray[np.uint8]:
         uint8 ``[channels, size, size]``
 
     Raises:
-        Exception: Not an image. PIL raises nearly anything on a broken file.
+        Exception: Not an image, a grey one where colour is asked for, or one smaller than ``size``.
+            PIL raises nearly anything on a broken file.
     """
     if not path.is_file():
         raise ValueError("not a file")  # opening a pipe would wait for ever
-    with Image.open(path) as file:
+    with Image.open(io.BytesIO(path.read_bytes())) as file:
+        if channels == 3 and file.mode.partition(";")[0] in GREY:
+            raise ValueError("grey, while data.channels = 3 asks for colour")
         _check_depth(file)
         image = _eight_bits(ImageOps.exif_transpose(file))
+    if min(image.size) < size:
+        raise ValueError(f"{image.width} x {image.height} pixels, while data.size = {size}")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
