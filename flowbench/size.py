@@ -11,12 +11,16 @@ from flowbench.transforms import parse
 from flowbench.vit import default_heads
 
 FLOAT = 4
-DIGITS = (1, 28, 28)
+_SIDES = {"photos": 28, "crops": 28, "cifar10": 32, "cifar100": 32, "svhn": 32, "32": 32, "64": 64}
+"""Sides of colour images in pixels, by the last word of their set's name."""
 
 
 def image_shape(data: Data) -> tuple[int, int, int]:
     """Return channels, height and width of a data set's images, without reading them."""
-    return (data.channels, data.size, data.size) if data.name == "folder" else DIGITS
+    if data.name in ("folder", "celeba"):
+        return data.channels, data.size, data.size
+    side = _SIDES.get(data.name.rpartition("-")[2])
+    return (3, side, side) if side else (1, 28, 28)
 
 
 def parameters(model: Model, shape: tuple[int, int, int], classes: int) -> int:

@@ -59,7 +59,7 @@ WRONG_OPTIONS = {
     "--optim.norm_penalty=-1": "optim.norm_penalty = -1.0 is not valid: at least 0",
     "--model.width=0": "model.width = 0 is not valid: an integer of at least 1",
     "--model.heads=7": "model.heads = 7 is not valid: an integer that divides model.width = 128",
-    "--data.name=cifar": "data.name = 'cifar' is not valid: one of 'mnist-5k', 'mnist'",
+    "--data.name=cifar": "data.name = 'cifar' is not valid: one of 'mnist-5k', 'digits-on-photos'",
     "--data.noise_std=0": "data.noise_std = 0.0 is not valid: a number above 0",
     "--optim.lr=nan": "optim.lr = 'nan' is not valid: a number",
     "--optim.lr=-1": "optim.lr = -1.0 is not valid: a number above 0",

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from flowbench.config import Data
-from flowbench.data import folder, mnist, mnist5k
+from flowbench.data import celeba, colour, folder, imagenet, mnist, mnist5k, photos
 from flowbench.data.batches import Batches
 from flowbench.data.images import Images, Splits
 
@@ -14,6 +14,16 @@ READERS: dict[str, Callable[[Data], Splits]] = {
     "mnist": mnist.read,
     "fashion-mnist": mnist.read,
     "kmnist": mnist.read,
+    "digits-on-photos": photos.read_digits,
+    "photo-crops": photos.read_crops,
+    "cifar10": colour.read,
+    "cifar100": colour.read,
+    "svhn": colour.read,
+    "celeba": celeba.read,
+    "imagenet-old-32": imagenet.read,
+    "imagenet-old-64": imagenet.read,
+    "imagenet-new-32": imagenet.read,
+    "imagenet-new-64": imagenet.read,
     "folder": folder.read,
 }
 """What each ``data.name`` is read by. Nothing falls back from one set to another."""
@@ -40,3 +50,5 @@ def prepare(data: Data) -> None:
     """
     if data.name in mnist.TORCHVISION:
         mnist.find(data)
+    elif data.name in colour.CLASSES:
+        colour.find(data)

@@ -6,7 +6,6 @@ directory may stand, a zip archive of it may.
 
 import zipfile
 from collections.abc import Iterable
-from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from flowbench.config import Data
 from flowbench.data.decode import SUFFIXES, File
-from flowbench.data.gather import gather
+from flowbench.data.gather import gather_parts
 from flowbench.data.images import Images, Splits
 from flowbench.data.split import split
 from flowbench.errors import UsageError
@@ -45,30 +44,26 @@ def read(data: Data) -> Splits:
                 raise UsageError(f"{of}, {expected}, but it has {has}")
         parts = [list(found[part].items()) for part in found]
         if "val" not in found:
-            train, test = parts
-            chosen = split(_labels((name for name, _ in train), names), _HELD_OUT)
-            parts = [[train[index] for index in own.tolist()] for own in chosen] + [test]
+            known, rest = parts
+            chosen = split(_labels((name for name, _ in known), names), _HELD_OUT)
+            parts = [[known[index] for index in own.tolist()] for own in chosen] + [rest]
     else:
         images = list(_scan(root).items())
         names = _classes(name for name, _ in images)
         chosen = split(_labels((name for name, _ in images), names), _DIVIDED)
         parts = [[images[index] for index in own.tolist()] for own in chosen]
 
-    pixels, readable = gather([file for part in parts for _, file in part], data)
-    labels = _labels((name for part in parts for name, _ in part), names)[readable]
-    ends = [int(readable[:end].sum()) for end in accumulate(map(len, parts), initial=0)]
-    if len(pixels) < sum(_DIVIDED) or len(set(ends)) < len(ends):
+    gathered = gather_parts([[file for _, file in part] for part in parts], data)
+    counts = [len(pixels) for pixels, _ in gathered]
+    if sum(counts) < sum(_DIVIDED) or not all(counts):
         needed = f"at least {sum(_DIVIDED)}, with some in each of the three parts"
-        raise UsageError(f"{root}: expected {needed}, but {len(pixels)} images can be decoded")
-    # Slices, not indices: they stay in the file where the images are mapped from one.
-    return Splits(
-        *(
-            Images(pixels[start:end], labels[start:end] if names else None)
-            for start, end in pairwise(ends)
-        ),
-        classes=len(names),
-        class_names=tuple(names),
+        raise UsageError(f"{root}: expected {needed}, but {sum(counts)} images can be decoded")
+    labels = [_labels((name for name, _ in part), names) for part in parts]
+    train, val, test = (
+        Images(pixels, own[readable] if names else None)
+        for (pixels, readable), own in zip(gathered, labels, strict=True)
     )
+    return Splits(train, val, test, classes=len(names), class_names=tuple(names))
 
 
 def _parts(root: Path) -> dict[str, Path]:

@@ -8,7 +8,7 @@ import math
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from flowbench.terminal import say
 _MANY = 1000
 """Images that take long enough for a progress bar; also those that threads decode ahead."""
 _KEPT = 5000
-"""Images from which on the decoded ones are kept, in ``root/.flowbench-….npy``."""
+"""Images from which on the decoded ones are kept."""
 
 
 def gather(paths: Sequence[File], data: Data) -> tuple[Tensor, Tensor]:
@@ -47,40 +47,62 @@ def gather(paths: Sequence[File], data: Data) -> tuple[Tensor, Tensor]:
         UsageError: An image cannot be decoded and ``data.skip_unreadable`` is off, or the images
             fit neither into memory nor onto the disk.
     """
-    if len(paths) < _KEPT:
+    if len(paths) < _KEPT or data.skip_unreadable:  # what is left out is to be said every time
         return _decode(paths, data)
-    kept = Path(data.root) / f".flowbench-{_identity(paths, data)}.npy"
+    identity = f"{data.size} {data.channels} {[_identity(path) for path in paths]}"
+    pixels = kept(Path(data.root), identity, lambda: _decode(paths, data)[0])
+    return pixels, torch.ones(len(paths), dtype=torch.bool)
+
+
+def gather_parts(parts: Sequence[Sequence[File]], data: Data) -> list[tuple[Tensor, Tensor]]:
+    """Decode the images of every part, as ``gather`` does, all in one tensor.
+
+    Returns:
+        Of each part its pixels and which of its images are readable.
+    """
+    pixels, readable = gather([path for part in parts for path in part], data)
+    read = readable.split([len(part) for part in parts])
+    # Slices, not indices: they stay in the file where the images are mapped from one.
+    return list(zip(pixels.split([int(own.sum()) for own in read]), read, strict=True))
+
+
+def kept(root: Path, identity: str, make: Callable[[], Tensor]) -> Tensor:
+    """Make an array of bytes once and map it from a hidden file in ``root`` afterwards.
+
+    Where the file cannot be written, the array is made every time.
+
+    Args:
+        root: Directory of the images.
+        identity: All that the array follows from.
+        make: Makes it.
+    """
+    name = hashlib.sha256(identity.encode()).hexdigest()[:16]
+    path = root / f".flowbench-{name}.npy"
     try:
-        with locked(kept.with_suffix(".lock"), lambda: say(f"waiting for another process: {kept}")):
-            if not kept.exists():
-                pixels, readable = _decode(paths, data)
-                if not readable.all():  # which were left out is to be said every time
-                    return pixels, readable
-                with replacing(kept) as file:
-                    np.save(file, pixels.numpy())
-            mapped = np.load(kept, mmap_mode="c")
+        with locked(path.with_suffix(".lock"), lambda: say(f"waiting for another process: {path}")):
+            if not path.exists():
+                made = make()
+                with replacing(path) as file:
+                    np.save(file, made.numpy())
+                return made
+            return torch.from_numpy(np.load(path, mmap_mode="c"))
     except OSError as error:
         say(f"the decoded images are not kept for the next time: {error}")
-        return _decode(paths, data)
-    return torch.from_numpy(mapped), torch.ones(len(paths), dtype=torch.bool)
+        return make()
 
 
-def _identity(paths: Sequence[File], data: Data) -> str:
-    """A hash of what the decoded images follow from: names, sizes and times of the files."""
-    total = hashlib.sha256(f"{data.size} {data.channels} ".encode())
-    for path in paths:
-        if isinstance(path, Path):
-            status = path.stat()
-            about = f"{path} {status.st_size} {status.st_mtime_ns}"
-        else:
-            about = f"{path} {path.root.getinfo(path.at).CRC}"
-        total.update(about.encode())
-    return total.hexdigest()[:16]
+def _identity(path: File) -> tuple[str, int, int]:
+    """Name, size, and time or checksum of a file."""
+    if isinstance(path, Path):
+        status = path.stat()
+        return str(path), status.st_size, status.st_mtime_ns
+    member = path.root.getinfo(path.at)
+    return str(path), member.file_size, member.CRC
 
 
 def _decode(paths: Sequence[File], data: Data) -> tuple[Tensor, Tensor]:
     """``gather`` without keeping anything."""
-    store = _allocate((len(paths), data.channels, data.size, data.size))
+    store = allocate((len(paths), data.channels, data.size, data.size))
     readable = torch.zeros(len(paths), dtype=torch.bool)
     skipped: list[str] = []
     bar = partial(track, description="decoding", total=len(paths), console=Console(stderr=True))
@@ -114,7 +136,7 @@ def _decoded(paths: Sequence[File], data: Data) -> Iterator[NDArray[np.uint8] | 
             yield from threads.map(attempt, paths[start : start + _MANY])
 
 
-def _allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+def allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     """Room for the images: memory, or a file that is gone with the last tensor that uses it."""
     size = math.prod(shape)
     if size <= psutil.virtual_memory().available // 2:

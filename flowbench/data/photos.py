@@ -58,15 +58,18 @@ def crops(part: int) -> Tensor:
 
 def read_crops(_: Data) -> Splits:
     """4,000, 500 and 500 crops without classes, from different stripes of the photos."""
-    return Splits(*(Images(crops(part), None) for part in range(3)), classes=0)
+    train, val, test = (Images(crops(part), None) for part in range(3))
+    return Splits(train, val, test, classes=0)
 
 
 def read_digits(data: Data) -> Splits:
     """The digits of ``mnist-5k`` in its own parts, each blended with a crop: |crop − digit|."""
     digits = mnist5k.read(data)
     parts = (digits.train, digits.val, digits.test)
-    blended = (Images(blend(crops(n), part.pixels), part.labels) for n, part in enumerate(parts))
-    return Splits(*blended, classes=digits.classes)
+    train, val, test = (
+        Images(blend(crops(number), part.pixels), part.labels) for number, part in enumerate(parts)
+    )
+    return Splits(train, val, test, classes=digits.classes)
 
 
 def blend(background: Tensor, digit: Tensor) -> Tensor:

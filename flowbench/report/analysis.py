@@ -408,6 +408,7 @@ def analyses(study: Study, recorded: Recorded, chosen: str | None = None) -> lis
         One analysis, or one for each protocol (data and noise) of the finished runs; the first is
         that with bits per dimension, or else with the most runs.
     """
+    recorded = recorded._replace(runs=runs.told_apart(recorded.runs))
     finished = runs.finished(recorded.runs)
     keys = [name for name in runs.varied(finished) if schema.is_protocol(name)]
     if not keys:

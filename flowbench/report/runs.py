@@ -20,7 +20,7 @@ from flowbench.report.text import (
     ordered,
     plain,
 )
-from flowbench.schema import BLOCKS, HASH, KERNELS, LAYERS, SECONDS, TIMES, TRANSFORM
+from flowbench.schema import BLOCKS, DATA, HASH, IMAGES, KERNELS, LAYERS, SECONDS, TIMES, TRANSFORM
 
 AXES = {"bins": "Bins K of the spline", BLOCKS: "Blocks", LAYERS: "Layers per block"}
 """Numbers along which runs make a series, and the name of each axis."""
@@ -29,6 +29,14 @@ AXES = {"bins": "Bins K of the spline", BLOCKS: "Blocks", LAYERS: "Layers per bl
 def finished(runs: pd.DataFrame) -> pd.DataFrame:
     """Select the finished runs: no number rests on any other."""
     return runs[runs["status"] == "finished"]
+
+
+def told_apart(runs: pd.DataFrame) -> pd.DataFrame:
+    """Name data sets that have one name but different images by the hash of these, too."""
+    if IMAGES not in runs:
+        return runs
+    several = runs.groupby(DATA)[IMAGES].transform("nunique") > 1
+    return runs.assign(**{DATA: runs[DATA].mask(several, runs[DATA] + " " + runs[IMAGES])})
 
 
 def untrained(runs: pd.DataFrame) -> bool:
