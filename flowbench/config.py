@@ -96,27 +96,30 @@ class Model:
         return self.blocks * self.layers if isinstance(self.layers, int) else sum(self.layers)
 
 
+DataName = Literal[
+    "mnist-5k",
+    "digits-on-photos",
+    "photo-crops",
+    "mnist",
+    "fashion-mnist",
+    "kmnist",
+    "cifar10",
+    "cifar100",
+    "svhn",
+    "celeba",
+    "imagenet-old-32",
+    "imagenet-old-64",
+    "imagenet-new-32",
+    "imagenet-new-64",
+    "folder",
+]
+
+
 @dataclass(frozen=True)
 class Data:
     """The images, and the noise that turns their 256 levels into a density."""
 
-    name: Literal[
-        "mnist-5k",
-        "digits-on-photos",
-        "photo-crops",
-        "mnist",
-        "fashion-mnist",
-        "kmnist",
-        "cifar10",
-        "cifar100",
-        "svhn",
-        "celeba",
-        "imagenet-old-32",
-        "imagenet-old-64",
-        "imagenet-new-32",
-        "imagenet-new-64",
-        "folder",
-    ] = "mnist-5k"
+    name: DataName = "mnist-5k"
     """Data set; the first three need no files, folder reads the images below root."""
     root: str = "data"
     """Directory of the data set's files; downloads go there."""
@@ -200,6 +203,9 @@ class Evaluate:
     """Epochs between FIDs against the validation images; 0: none. Each takes time."""
     fidelity_samples: int = 1000
     """Images generated for each of these FIDs."""
+    other_data: list[DataName] = field(default_factory=list)
+    """Data sets whose test images the likelihood is to tell from the flow's own, such as
+    '[photo-crops]'; the flow's own data set among them is left out."""
 
     def __post_init__(self) -> None:
         for key in ("samples_every", "bayes", "samples", "guidance", "fidelity_every"):

@@ -73,7 +73,7 @@ def run(
         Interrupted: A signal stopped it; the run is marked killed and can be resumed.
     """
     trainer = make_trainer(experiment)
-    protocol.check_possible(experiment.evaluate)
+    protocol.check_possible(experiment)
     seed_everything(experiment.seed, verbose=False)
     data = FlowData(experiment.data, experiment.seed)
     data.prepare_data()

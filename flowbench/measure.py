@@ -46,7 +46,7 @@ def evaluate(
     module = load(store.checkpoint_of(run), device)
     experiment = module.experiment
     changed = replace(experiment, evaluate=replace(experiment.evaluate, **settings))
-    protocol.check_possible(changed.evaluate)
+    protocol.check_possible(changed)
     module.experiment = changed
     data = FlowData(changed.data, changed.seed)
     data.prepare_data()

@@ -13,8 +13,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from flowbench.config import Evaluate, Experiment
-from flowbench.data import Splits
+from flowbench.config import Data, Evaluate, Experiment
+from flowbench.data import Splits, load, prepare
 from flowbench.decoding import Guidance
 from flowbench.errors import Diverged, UsageError
 from flowbench.evaluation import classifier, fidelity, inception
@@ -31,8 +31,10 @@ from flowbench.evaluation.sampling import (
     to_pixels,
     trajectory,
 )
+from flowbench.evaluation.unlike import unlike
 from flowbench.flow import Flow
 from flowbench.seeding import generator
+from flowbench.size import image_shape
 from flowbench.terminal import say
 
 ROUND_TRIPS = 100
@@ -85,6 +87,10 @@ def evaluate(
             judged = classify(flow, splits.test, dequantise, settings.bayes, TEST_NOISE, batch)
             found.metrics.update(judged.metrics)
             found.tables.update(confusion=judged.confusion, calibration=judged.calibration)
+    if others := _other_data(experiment):
+        with _optional(found):
+            images = {str(other.name): load(other).test for other in others}
+            found.metrics.update(unlike(flow, splits, images, dequantise, batch))
     with _optional(found):
         found.images.update(pictures(flow, experiment, splits.classes))
     if settings.samples:
@@ -102,14 +108,31 @@ def evaluate(
     return found
 
 
-def check_possible(settings: Evaluate) -> None:
+def check_possible(experiment: Experiment) -> None:
     """Check what an evaluation will need, before the training that precedes it.
 
     Raises:
-        UsageError: The file of weights is missing, damaged or of another network.
+        UsageError: The file of weights is missing, damaged or of another network; another data set
+            is unknown, cannot be had, or has images of another shape.
     """
+    settings, data = experiment.evaluate, experiment.data
+    for other in _other_data(experiment):
+        if data.noise != "uniform":
+            raise UsageError("evaluate.other_data needs data.noise = 'uniform', or to be empty")
+        if image_shape(other) != image_shape(data):
+            raise UsageError(
+                f"evaluate.other_data: {other.name} has images {image_shape(other)}, not "
+                f"{image_shape(data)} as data.name = {data.name!r}"
+            )
+        prepare(other)
     if settings.inception_weights and settings.samples:
         inception.check_weights(Path(settings.inception_weights))
+
+
+def _other_data(experiment: Experiment) -> list[Data]:
+    own = experiment.data
+    names = dict.fromkeys(experiment.evaluate.other_data)
+    return [replace(own, name=name) for name in names if name != own.name]
 
 
 def check(flow: Flow, experiment: Experiment, splits: Splits, cache: Path) -> dict[str, float]:
