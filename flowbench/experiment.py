@@ -88,7 +88,8 @@ def run(
 
     first = trainer.is_global_zero
     clock, lines = EpochClock(), EpochLines(label or experiment.model.transform)
-    of_run = {**(tags or {}), schema.IMAGES: data.splits.digest}
+    spread = f"{data.splits.spread:.4f}"
+    of_run = {**(tags or {}), schema.IMAGES: data.splits.digest, schema.SPREAD: spread}
     recording = Recording(module, store, of_run, resume, lines, judge)
     record = EpochRecord(clock, module.trained, module.evaluated, recording.epoch)
     checkpoints = CheckpointCallback(lambda: store.checkpoint(recording.run_id), clock)

@@ -20,7 +20,7 @@ Direction = Literal["minimize", "maximize", ""]
 
 TRANSFORM, SEED = "model.transform", "seed"
 BLOCKS, LAYERS, WIDTH, PATCH = "model.blocks", "model.layers", "model.width", "model.patch"
-DATA, IMAGES = "data.name", "data_hash"
+DATA, IMAGES, SPREAD = "data.name", "data_hash", "data_std"
 NOISE, BATCH, EPOCHS = "data.noise", "data.batch", "trainer.max_epochs"
 LAYERS_LISTED = "layers_by_block"
 """The column with the layers of every block, such as 1-1-6, where they are given as a list;
@@ -95,6 +95,7 @@ def _facts() -> list[Column]:
         *(Column(name, "fact", name, tag=f"version.{name}", text=True) for name in versions),
         Column("commit", "fact", "commit", tag="commit", text=True),
         Column(IMAGES, "fact", "hash of the images", tag=IMAGES, text=True),
+        Column(SPREAD, "fact", "standard deviation of the pixels", tag=SPREAD),
         Column("test/draws", "fact", "draws of the noise in the test", places=0),
         Column("bayes/images", "fact", "images classified", places=0),
         Column("fidelity/samples", "fact", "images generated for FID", places=0),

@@ -98,6 +98,17 @@ class Splits:
         return self.train.shape
 
     @cached_property
+    def spread(self) -> float:
+        """Standard deviation of the training images' pixels, on [−1, 1]."""
+        pixels = self.train.pixels.flatten(1).split(1000)
+        counts = sum(torch.bincount(part.flatten(), minlength=256).double() for part in pixels)
+        levels = torch.arange(256) * (2 / 255) - 1
+        assert isinstance(counts, Tensor)
+        share = counts / counts.sum()
+        mean = (share * levels).sum()
+        return float((share * (levels - mean).square()).sum().sqrt())
+
+    @cached_property
     def digest(self) -> str:
         """16 hexadecimal digits of a SHA-256 of all pixels and labels: equal for equal parts."""
         total = hashlib.sha256(f"{self.shape} {self.classes}".encode())

@@ -1,11 +1,12 @@
 """The original paper's claims, and our own question, against what was measured here."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from flowbench.report.analysis import SHARED, Analysis
+from flowbench.report.datasets import advantages, growths
 from flowbench.report.options import ORDER, SPLINE, START, Effect
 from flowbench.report.stats import Interval
 from flowbench.report.text import AFFINE, MISSING, confidence, counted, is_spline, label
@@ -56,6 +57,10 @@ RULES = {
     f"wholly below {CHEAP} times; contradicted if for every one either lies wholly above; "
     "otherwise undecided. On a CPU only RQS has a kernel of its own; the others run torch's "
     "operations.",
+    "variance": "The affine flow's loss minus the spline's on each data set, and the difference of "
+    "that between two data sets whose pixels' standard deviations are neighbours, paired by seed; "
+    "95 % t interval. Supported if every such difference lies wholly above 0, contradicted if "
+    "every one lies wholly below, otherwise undecided. Data sets differ in much else.",
 }
 """What turns numbers into a verdict."""
 UNCORRECTED = (
@@ -125,6 +130,37 @@ def claims(analysis: Analysis) -> list[Claim]:
     if SPLINE in analysis.transforms and any(_is_other(name) for name in analysis.transforms):
         judged.append(_functions(analysis))
     return judged
+
+
+def judged(found: Sequence[Analysis]) -> list[tuple[Analysis, list[Claim]]]:
+    """Judge every analysis; what a study shows of its data sets is said with its first."""
+    across: dict[str, list[Analysis]] = {}
+    for one in found:
+        across.setdefault(one.study.name, []).append(one)
+    return [
+        (one, claims(one) + (_variance(own) if place == 0 else []))
+        for own in across.values()
+        for place, one in enumerate(own)
+    ]
+
+
+def _variance(found: Sequence[Analysis]) -> list[Claim]:
+    text = "The spline's advantage grows with the variance of the pixels' values."
+    by_data = advantages(found)
+    if not by_data:
+        return []
+    grown = growths(by_data)
+
+    def say(value: Interval) -> str:
+        return confidence(value, found[0].quality.unit)
+
+    verdicts: list[Verdict] = [
+        "supported" if one.low > 0 else "contradicted" if one.high < 0 else "undecided"
+        for one in grown.values()
+    ]
+    weakest = _weakest(grown, say, lambda mean: mean)
+    listed = _listed(grown, say, "growth of the difference")
+    return [Claim(text, agreed(verdicts), weakest, listed, "variance")]
 
 
 def verdict(value: Interval) -> Verdict:

@@ -9,7 +9,7 @@ from flowbench import schema
 from flowbench.errors import UsageError
 from flowbench.report import document, files, tables
 from flowbench.report.analysis import Analysis, analyses
-from flowbench.report.claims import Claim, Verdict, claims
+from flowbench.report.claims import Claim, Verdict, judged
 from flowbench.report.document import Block, Heading, Markdown, Paragraph, Picture, Table, link
 from flowbench.report.figures import style
 from flowbench.report.figures.spline import CAPTION, spline
@@ -97,7 +97,6 @@ def _page(
     found: Sequence[Analysis], all_scales: Sequence[Analysis], results: Path
 ) -> Iterator[Block]:
     reference = compared(found)
-    judged = [(one, claims(one)) for one in found]
     yield Paragraph(_recommendation(reference, found), lead="Recommendation.")
     yield Paragraph(
         f"The rule: of the transforms below, the fastest whose mean validation loss is within "
@@ -116,7 +115,7 @@ def _page(
         )
     )
     yield Heading("The original's claims, by all studies")
-    yield _verdicts(judged)
+    yield _verdicts(judged(found))
     yield Paragraph(
         "Each study at the largest scale that was run, which its name ends with. All studies: "
         "supported or contradicted where every study that decides agrees, mixed where "
@@ -307,7 +306,7 @@ def _together(found: Sequence[Analysis]) -> Iterator[Block]:
     for one in found:
         yield Paragraph(one.study.question, lead=f"{_name(one)}:")
     yield Heading("Claims")
-    yield _verdicts([(one, claims(one)) for one in found])
+    yield _verdicts(judged(found))
     for one in found:
         if not one.untrained:
             yield Heading(f"Results of {_name(one)}")

@@ -12,7 +12,7 @@ import pandas as pd
 
 from flowbench.report import tables
 from flowbench.report.analysis import Analysis
-from flowbench.report.claims import RULES, UNCORRECTED, Claim, claims
+from flowbench.report.claims import RULES, UNCORRECTED, Claim, judged
 from flowbench.report.document import Block, Code, Folded, Heading, Paragraph, Picture
 from flowbench.report.figures import FIGURES, style
 from flowbench.report.figures.spline import CAPTION
@@ -53,7 +53,7 @@ def page(found: Sequence[Analysis], directory: Path, format: Format = "png") -> 
     """
     first, several = found[0], len(found) > 1
     pictures, missing = drawn(found, directory, format)
-    judged = {id(one): claims(one) for one in found}
+    by_analysis = {id(one): own for one, own in judged(found)}
     yield Paragraph(first.study.question, lead="Question.")
     for one in found:
         protocol = f" ({one.protocol})" if several else ""
@@ -66,7 +66,7 @@ def page(found: Sequence[Analysis], directory: Path, format: Format = "png") -> 
     for one in found:
         if several:
             yield Paragraph("", lead=f"{one.protocol}:")
-        yield tables.claim_table(judged[id(one)])
+        yield tables.claim_table(by_analysis[id(one)])
     yield Paragraph("Of several configurations, the one with the weakest evidence; n counts seeds.")
     shown = {part: _shown(pictures, part, lead) for part in ("original", "results", "appendix")}
     yield Heading("The original's figures")
@@ -83,17 +83,19 @@ def page(found: Sequence[Analysis], directory: Path, format: Format = "png") -> 
             yield tables.summary(one)
             yield from tables.fair(one)
             yield from tables.effects(one)
+            yield from tables.tellings(one)
+    yield from tables.advantages(found)
     if not first.untrained:
         yield Paragraph(
             "Mean ± standard deviation over seeds. Times: only of runs that had the machine to "
             "themselves."
         )
     yield from _numbered(shown["results"], numbers)
-    yield Paragraph(_unmeasured(judged[id(first)], missing))
+    yield Paragraph(_unmeasured(by_analysis[id(first)], missing))
     yield Heading("Appendix")
     for one in found:
         ending = f" ({one.protocol})" if several else ""
-        yield from _appendix(one, judged[id(one)], ending)
+        yield from _appendix(one, by_analysis[id(one)], ending)
     yield Folded("Further figures", list(_numbered(shown["appendix"], numbers)))
     yield from _records(first)
 

@@ -36,7 +36,10 @@ def told_apart(runs: pd.DataFrame) -> pd.DataFrame:
     if IMAGES not in runs:
         return runs
     several = runs.groupby(DATA)[IMAGES].transform("nunique") > 1
-    return runs.assign(**{DATA: runs[DATA].mask(several, runs[DATA] + " " + runs[IMAGES])})
+    if not several.any():
+        return runs
+    named = runs[DATA] + " " + runs[IMAGES].fillna("of unknown images")
+    return runs.assign(**{DATA: runs[DATA].mask(several, named)})
 
 
 def untrained(runs: pd.DataFrame) -> bool:

@@ -1,12 +1,13 @@
 """The tables of a report: by configuration, run by run, and how the runs were made."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from flowbench import schema
+from flowbench.report import datasets
 from flowbench.report import runs as recorded_runs
 from flowbench.report.analysis import Analysis
 from flowbench.report.claims import Claim
@@ -236,6 +237,57 @@ def effects(analysis: Analysis) -> Iterator[Block]:
             [title(option), *(heading for heading, _, _ in shown)],
             [[one.name, *(say(one) for _, say, _ in shown)] for one in own],
         )
+
+
+def tellings(analysis: Analysis) -> Iterator[Block]:
+    """Make the table of how likelihoods tell other images, if any were measured."""
+    found = list(datasets.tellings(analysis))
+    if not found:
+        return
+    changed = any(one.change.n for one in found)
+    yield Paragraph(
+        "Area under the ROC curve by which a score tells test images of another data set from the "
+        "flow's own: 0.5 is chance, 1 perfect, below 0.5 the other images look less unusual than "
+        "the own. Scores: negative log-likelihood; that less the length of the image as PNG; its "
+        "distance from the training images' mean. Mean ± standard deviation over seeds; in "
+        "parentheses a 95 % interval over seeds of the change.",
+        lead="Images of another kind.",
+    )
+    by_row: dict[tuple[str, str], list[datasets.Telling]] = {}
+    for one in found:
+        by_row.setdefault((one.other, one.transform), []).append(one)
+    header = ["other images", "configuration", *datasets.AUROC.values()]
+    header += ["change of likelihood's"] if changed else []
+    rows = [
+        [
+            other,
+            label(transform),
+            *(measured(one.values.mean(), one.values.std()) for one in own),
+            *([confidence(own[0].change, "")] if changed else []),
+        ]
+        for (other, transform), own in by_row.items()
+    ]
+    yield Table(header, rows, words=2)
+
+
+def advantages(found: Sequence[Analysis]) -> Iterator[Block]:
+    """Make the table of the spline's advantage by data set, if a study has several."""
+    by_data = datasets.advantages(found)
+    if not by_data:
+        return
+    quality = found[0].quality
+    base, spline = (label(name) for name in (by_data[0].base, by_data[0].spline))
+    yield Paragraph(
+        f"{quality.metric} of {base} minus that of {spline}, at the same seed and settings, with "
+        "a 95 % interval over seeds. Pixels are on [−1, 1].",
+        lead="Advantage of the spline by data set.",
+    )
+    header = ["data", "standard deviation of pixels", base, spline, f"difference ({quality.unit})"]
+    rows = [
+        [one.data, number(one.spread), *map(number, one.losses), confidence(one.gap, "")]
+        for one in by_data
+    ]
+    yield Table(header, rows)
 
 
 def equivalents(analysis: Analysis) -> Iterator[Block]:
