@@ -217,6 +217,25 @@ def sample(arguments: Sequence[str]) -> None:
     print(parsed.out)
 
 
+def latents(arguments: Sequence[str]) -> None:
+    """Show what the latents of a run or a checkpoint mean: a page with maps and pictures."""
+    parser = _parser("latents", latents)
+    _add_run(parser)
+    parser.add_argument("--out", type=Path, default=Path("latents"), help="directory of the page")
+    parser.add_argument("--images", type=positive, default=2000, help="images of each part")
+    parser.add_argument("--seed", type=natural, default=0, help="seed of the samples")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
+    parsed = parser.parse_args(arguments)
+    say("loading torch and lightning")
+    from flowbench.measure import latents as explore
+    from flowbench.report.latents import write
+    from flowbench.tracking.store import Store
+
+    store = Store(parsed.results)
+    found = explore(parsed.run, store, parsed.images, parsed.seed, parsed.device)
+    print(write(found, parsed.run, parsed.out))
+
+
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="samples.png", help="a .png, a .npy or a directory/")
     parser.add_argument("--class", dest="classes", type=_classes, help="0,3,7; default: all")
@@ -304,6 +323,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "train": train,
     "evaluate": evaluate,
     "sample": sample,
+    "latents": latents,
     "sweep": sweep,
     "report": report,
     "bench": bench,

@@ -15,8 +15,9 @@ from flowbench import pretrained
 from flowbench.checkpoint import load
 from flowbench.data.module import FlowData
 from flowbench.evaluation import protocol
+from flowbench.evaluation.latents import Latents, explore
 from flowbench.evaluation.protocol import Evaluation
-from flowbench.evaluation.sampling import grid
+from flowbench.evaluation.sampling import Sampling, grid
 from flowbench.module import FlowModule
 from flowbench.terminal import say
 from flowbench.tracking.store import Store
@@ -61,6 +62,27 @@ def evaluate(
     else:
         say(f"run {run} is not finished: the measurements are not recorded")
     return found.metrics
+
+
+def latents(run: str, store: Store, count: int, seed: int, device: str | None) -> Latents:
+    """Explore the latents of a trained flow.
+
+    Args:
+        run: Id of a run, path of a checkpoint, or name of a pretrained flow.
+        store: Where runs are kept.
+        count: Images of each part that are measured.
+        seed: Of the samples.
+        device: Device to use; None for a GPU if there is one.
+
+    Raises:
+        UsageError: There is no such run, checkpoint or device, or there are too few images.
+    """
+    module = load(store.checkpoint_of(run), device)
+    data = FlowData(module.experiment.data, module.experiment.seed)
+    data.prepare_data()
+    flow = module.flow.to(module.device, torch.float32).eval()
+    how = Sampling(seed, denoise_std=protocol.noise_std(module.experiment))
+    return explore(flow, data.splits, module.dequantise, count, data.data.batch, how)
 
 
 def measured(module: FlowModule, device: torch.device, data: FlowData, store: Store) -> Evaluation:

@@ -90,6 +90,10 @@ def test_tellings_are_changes_from_the_affine_flow_by_seed() -> None:
 
 def test_sets_of_one_name_with_other_images_are_told_apart() -> None:
     runs = pd.DataFrame({DATA: ["folder"] * 3 + ["mnist"], IMAGES: ["a", "b", None, "c"]})
-    assert told_apart(runs)[DATA].tolist()[:3] == ["folder a", "folder b", "folder of unknown images"]
+    assert told_apart(runs)[DATA].tolist()[:3] == [
+        "folder a",
+        "folder b",
+        "folder of unknown images",
+    ]
     assert told_apart(runs)[DATA].tolist()[3] == "mnist"
     assert told_apart(runs[[DATA]]).equals(runs[[DATA]])
