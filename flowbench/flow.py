@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flowbench.decoding import SEQUENTIAL, Conditioner, Decoded, Decoding, Guidance, solve
+from flowbench.distribution import FlowDistribution
 from flowbench.errors import UsageError
 from flowbench.orders import RANDOM, Order, path
 from flowbench.transforms import parse
@@ -324,6 +325,14 @@ class Flow(nn.Module):
         """Log-density of images given their labels, in nats; ``[B]``."""
         z, log_det = self(images, y)
         return log_det - 0.5 * (z.float().square().sum((1, 2)) + self.dims * math.log(2 * math.pi))
+
+    def distribution(self, y: Tensor | None = None) -> FlowDistribution:
+        """Return the density of images with these labels as a distribution of torch's.
+
+        Shape:
+            y ``[...]``, the batch shape -> events ``[channels, height, width]``
+        """
+        return FlowDistribution(self, y)
 
     def inverse(
         self,

@@ -44,8 +44,13 @@ class Means:
 
     def take(self) -> dict[str, float]:
         """Return the means and maxima over all devices, and start a new epoch."""
-        state = self.state_dict()
+        values = self.values()
         self.clear()
+        return values
+
+    def values(self) -> dict[str, float]:
+        """Return the means and maxima over all devices so far."""
+        state = self.state_dict()
         means = {k: (total / state["counts"][k]).item() for k, total in state["sums"].items()}
         return means | {name: peak.item() for name, peak in state["peaks"].items()}
 

@@ -156,6 +156,14 @@ class FlowModule(LightningModule):
             self.evaluated.peak(**{f"max_log_slope/block_{i}": step.log_slope.abs().max()})
         self.evaluated.add(len(y), **_losses("val", *likelihood.objective(z, log_det)))
 
+    def on_validation_epoch_end(self) -> None:
+        """Log the measurements for the Trainer's own logger and callbacks."""
+        self.log_dict(self.evaluated.values(), sync_dist=self.trainer.world_size > 1)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the means of the training, where no ``EpochRecord`` has taken them."""
+        self.log_dict(self.trained.take(), sync_dist=self.trainer.world_size > 1)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with weight decay on matrices only, warm-up and cosine, stepped every batch.
 
