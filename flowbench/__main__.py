@@ -379,7 +379,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("study", type=Path, help="a study file: sweeps/*.yaml")
+    words = "a study file, or the name of one that comes with flowbench, such as bins"
+    parser.add_argument("study", type=Path, help=words)
     parser.add_argument("--scale", default="quick", help="quick, medium or full")
     _add_results(parser)
 

@@ -18,6 +18,8 @@ from flowbench.space import LIST, Choice, Range, merge, parts, put, read_space
 __all__ = ["Choice", "Point", "Range", "StudyFile", "read"]
 
 QUICK, GRID, TIMING = "quick", "grid", "timing"
+STUDIES = Path(__file__).parent / "studies"
+"""The studies that come with flowbench: in a checkout a link to ``sweeps``."""
 BY_SCALE = ("space", "seeds", "trials")
 """Keys that a scale may set in addition to values of the experiment."""
 SEARCH = ("sampler", "pruner", "mode", "objectives", "seeds")
@@ -171,12 +173,18 @@ def read(path: Path, scale: str = QUICK) -> StudyFile:
 
     Where there is no grid, an experiment is built for every value and both ends of every range.
 
+    Args:
+        path: The file; or the name alone of a study that comes with flowbench.
+        scale: One of its scales.
+
     Raises:
         UsageError: The file, a key, a value or the scale is not valid.
     """
+    if not path.is_file() and path == Path(path.stem):
+        path = STUDIES / f"{path}.yaml"
     if not path.exists():
-        shipped = ", ".join(str(file) for file in sorted(Path("sweeps").glob("*.yaml")))
-        raise UsageError(f"there is no study file {path}; here are: {shipped or 'none'}")
+        shipped = ", ".join(file.stem for file in sorted(STUDIES.glob("*.yaml")))
+        raise UsageError(f"there is no study file {path}; with flowbench come {shipped}")
     content = read_yaml(path, "study file")
     try:
         check_name("the file's name", path.stem)

@@ -1,5 +1,6 @@
 """Study files: what varies and in which order, what is refused, and every shipped one is whole."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from flowbench.config import flat
 from flowbench.errors import UsageError
 from flowbench.experiment import run
 from flowbench.module import build_flow
+from flowbench.size import image_shape
 from flowbench.space import put
 from flowbench.study import Choice, Range, StudyFile, read
 from flowbench.tracking.store import Store
@@ -57,6 +59,10 @@ def ends(study: StudyFile) -> list[dict[str, Any]]:
 # What is shipped
 
 
+FULL = {"colour": {"mnist", "cifar10"}, "ood": {"mnist", "fashion-mnist", "kmnist"}}
+"""The data of the full scale, where it is not MNIST alone."""
+
+
 @pytest.mark.parametrize("scale", ["quick", "full"])
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_study_can_be_built(path: Path, scale: str) -> None:
@@ -74,11 +80,13 @@ def test_every_shipped_study_can_be_built(path: Path, scale: str) -> None:
     if "trainer" in study.base:
         assert epochs == {study.base["trainer"]["max_epochs"]}
     if scale == "full" and study.mode == "train":
-        assert {e.data.name for e in experiments} == {"mnist"}
+        expected = FULL.get(path.stem, {"mnist"})
+        assert {e.data.name for e in experiments} == expected
         assert epochs == {20 if path.stem == "learning-rate" else 100}
     with torch.device("meta"):
         for experiment in experiments:
-            assert build_flow(experiment, (1, 28, 28), 10).dims == 784
+            shape = image_shape(experiment.data)
+            assert build_flow(experiment, shape, 10).dims == math.prod(shape)
 
 
 @pytest.mark.slow
@@ -383,14 +391,14 @@ def test_a_wrong_study_is_named_with_what_is_valid(told: str, tmp_path: Path) ->
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_study_is_told_with_those_that_are_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "sweeps").mkdir()
-    write(tmp_path / "sweeps")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(UsageError, match=r"no study file wich.yaml; here are: sweeps/which.yaml"):
+def test_a_missing_study_is_told_with_those_that_are_there() -> None:
+    with pytest.raises(UsageError, match=r"study file wich.yaml; with flowbench come bins, block"):
         read(Path("wich.yaml"))
+
+
+def test_a_shipped_study_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read(Path("bins")).name == "bins/quick"
 
 
 def test_a_study_that_is_no_yaml_is_told(tmp_path: Path) -> None:

@@ -1,0 +1,83 @@
+"""The wheel, installed where no checkout is: studies, pretrained flows and kernels come with it."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with flowbench alone; everything else comes from this environment."""
+    built, target = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("installed")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    wheel = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(built), str(ROOT)]
+    subprocess.run(wheel, check=True)
+    made = next(built.glob("flowbench-*.whl"))
+    assert zipfile.ZipFile(made).testzip() is None
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(target), str(made)], check=True)
+    return target
+
+
+def flowbench(installed: Path, empty: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    command = [sys.executable, "-m", "flowbench", *arguments]
+    return subprocess.run(
+        command, cwd=empty, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_it_is_the_wheels_package_that_runs(installed: Path, tmp_path: Path) -> None:
+    code = "import flowbench; print(flowbench.__file__)"
+    environment = {**os.environ, "PYTHONPATH": str(installed)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith(str(installed))
+
+
+def test_a_shipped_study_is_found_by_its_name(installed: Path, tmp_path: Path) -> None:
+    done = flowbench(installed, tmp_path, "sweep", "compare-affine-rqs", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "6 runs" in done.stdout
+    unknown = flowbench(installed, tmp_path, "sweep", "compare", "--dry-run")
+    assert unknown.returncode == 2
+    assert "with flowbench come bins, blocks" in unknown.stderr
+
+
+def test_a_pretrained_flow_draws_digits(installed: Path, tmp_path: Path) -> None:
+    done = flowbench(installed, tmp_path, "sample", "mnist-rqs-8", "--rows", "1")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_kernels_are_built_from_the_sources_in_it(installed: Path, tmp_path: Path) -> None:
+    code = (
+        "import torch; from flowbench import Flow; "
+        "print(Flow((1, 28, 28), transform='rqs-8', blocks=1, layers=1, width=32).kernels())"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(installed),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() in (["layer", "rqs"], ["none"])  # none: no compiler here
