@@ -297,6 +297,42 @@ def ui(arguments: Sequence[str]) -> None:
     serve(parsed.results, parsed.host, parsed.port)
 
 
+def runs(arguments: Sequence[str]) -> None:
+    """List the recorded runs, the newest first."""
+    parser = _parser("runs", runs)
+    parser.add_argument("--count", type=positive, default=30, help="runs at most")
+    _add_results(parser)
+    parsed = parser.parse_args(arguments)
+    from flowbench import inspection
+    from flowbench.tracking.store import Store
+
+    print(inspection.runs(Store(parsed.results), parsed.count))
+
+
+def show(arguments: Sequence[str]) -> None:
+    """Show a run: its options, curves, results and files."""
+    parser = _parser("show", show)
+    parser.add_argument("run", help="a recorded run")
+    _add_results(parser)
+    parsed = parser.parse_args(arguments)
+    from flowbench import inspection
+    from flowbench.tracking.store import Store
+
+    print(inspection.run(Store(parsed.results), parsed.run))
+
+
+def doctor(arguments: Sequence[str]) -> None:
+    """Say what flowbench finds here: versions, kernels, GPU, store, data; and what is missing."""
+    parser = _parser("doctor", doctor)
+    parser.add_argument("--root", type=Path, default=Path("data"), help="directory of the data")
+    _add_results(parser)
+    parsed = parser.parse_args(arguments)
+    from flowbench import inspection
+
+    for name, there, words in inspection.doctor(parsed.results, parsed.root):
+        print(f"{'✓' if there else '–'} {name:<18} {words}")
+
+
 def bench(arguments: Sequence[str]) -> None:
     """Measure splines, training, sampling, sweeps, reports; compared cases take turns."""
     parser = _parser("bench", bench)
@@ -326,8 +362,11 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "latents": latents,
     "sweep": sweep,
     "report": report,
-    "bench": bench,
+    "runs": runs,
+    "show": show,
     "ui": ui,
+    "bench": bench,
+    "doctor": doctor,
 }
 
 

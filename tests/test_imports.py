@@ -26,7 +26,7 @@ LAYERS = [
     ["trainer", "measure"],
     ["experiment", "pretrained.__main__"],
     ["api"],
-    ["timing"],
+    ["timing", "inspection"],
     ["sweep", "report"],
     ["bench"],
     ["__main__"],

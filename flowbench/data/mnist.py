@@ -64,11 +64,9 @@ def find(data: Data) -> list[Path]:
     Raises:
         UsageError: They are in none of these and cannot be downloaded.
     """
+    if paths := there(data):
+        return paths
     root, name = Path(data.root), data.name
-    raw = root / TORCHVISION[name] / "raw"
-    for directory in (root / name, raw, root):
-        if paths := _complete(directory):
-            return paths
     try:
         _download(root, name)
     except (RuntimeError, OSError) as error:
@@ -77,7 +75,14 @@ def find(data: Data) -> list[Path]:
             f"data.name = {name!r} needs {', '.join(FILES)} (raw or .gz) in {root / name}, and "
             f"downloading them failed ({reason}); data.name = 'mnist-5k' needs no files"
         ) from error
-    return [raw / file for file in FILES]
+    return there(data)
+
+
+def there(data: Data) -> list[Path]:
+    """The four files where they are found without downloading; none unless all are there."""
+    root, name = Path(data.root), data.name
+    places = (root / name, root / TORCHVISION[name] / "raw", root)
+    return next(filter(None, map(_complete, places)), [])
 
 
 def _complete(directory: Path) -> list[Path]:
