@@ -162,7 +162,8 @@ def _callbacks(
         with weights():
             images = protocol.sketch(module.flow, experiment, module.classes)
         if images is not None:
-            store.client.log_image(recording.run_id, grid(images), f"samples/epoch_{epoch:04d}.png")
+            # With a key and steps, so that MLflow's page has a slider over the epochs.
+            store.client.log_image(recording.run_id, grid(images), key="samples", step=epoch)
 
     return [
         clock,  # first: the others' work after a step is not training time

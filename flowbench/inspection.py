@@ -20,7 +20,7 @@ from flowbench.kernels import build
 from flowbench.schema import EPOCHS, SEED, TRANSFORM
 from flowbench.tracking import tables
 from flowbench.tracking.provenance import processor
-from flowbench.tracking.store import Store
+from flowbench.tracking.store import Run, Store
 
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 60
@@ -45,7 +45,7 @@ def runs(store: Store, count: int) -> str:
         store: Where they are recorded.
         count: Runs at most.
     """
-    found = store.search("tags.`flowbench.role` = 'run'")
+    found = _trained(store)
     if not found:
         return "no runs are recorded yet: flowbench train, or make compare-affine-rqs"
     rows = [
@@ -90,7 +90,7 @@ def run(store: Store, run_id: str) -> str:
             lines.append(f"  {name:<11}{curve(values)}  {ends} in {count}")
     results = {name: row[name] for name in row.index if schema.find(name).kind == "metric"}
     lines.append("")
-    lines += [f"  {name:<22}{_number(value)}" for name, value in results.items() if pd.notna(value)]
+    lines += [f"  {name:<28}{_number(value)}" for name, value in results.items() if pd.notna(value)]
     if skipped := recorded.data.tags.get("skipped"):
         lines.append(f"  not measured: {skipped}")
     lines += ["", f"  artifacts    {recorded.info.artifact_uri}"]
@@ -106,7 +106,7 @@ def _unusual(experiment: Experiment) -> Iterator[str]:
     usual = flat(asdict(Experiment()))
     for name, value in flat(asdict(experiment)).items():
         if name == TRANSFORM or value != usual.get(name):
-            yield f"{name:<22}{value}"
+            yield f"{name:<28}{value}"
 
 
 def curve(values: list[float]) -> str:
@@ -174,10 +174,14 @@ def _gpu() -> Iterator[tuple[str, bool, str]]:
 def _store(results: Path) -> Iterator[tuple[str, bool, str]]:
     try:
         store = Store(results)
-        count = len(store.search("tags.`flowbench.role` = 'run'"))
-        yield "store", True, f"{count} runs in {store.uri}"
+        yield "store", True, f"{len(_trained(store))} runs in {store.uri}"
     except UsageError as error:
         yield "store", False, str(error)
+
+
+def _trained(store: Store) -> list[Run]:
+    """The runs that train a flow, alone or in a study, the newest first."""
+    return [one for one in store.search("") if one.data.tags.get("flowbench.role") != "study"]
 
 
 def _number(value: float | None) -> str:

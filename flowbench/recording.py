@@ -7,6 +7,7 @@ from typing import Any, Self
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from flowbench import schema
 from flowbench.config import Experiment
 from flowbench.errors import UsageError
 from flowbench.evaluation.likelihood import bits_per_dim
@@ -102,7 +103,9 @@ class Recording(Callback):
         experiment = self.experiment
         own = {"flowbench.role": "run", "flowbench.digest": experiment.digest()}
         name = f"{experiment.model.transform} seed {experiment.seed}"
-        return self.store.start(experiment.name, name, {**own, **self.tags})
+        run_id = self.store.start(experiment.name, name, {**own, **self.tags})
+        self.store.data(run_id, experiment.data, self.tags[schema.IMAGES])
+        return run_id
 
     def _continue(self, run_id: str) -> str:
         if self.store.get(run_id).info.status == "FINISHED":

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,6 +17,8 @@ import yaml
 from PIL import Image
 
 from flowbench import config
+from flowbench.config import Data
+from flowbench.data import load
 from flowbench.errors import UsageError
 from flowbench.experiment import Record, run
 from flowbench.parsing import build
@@ -66,10 +69,23 @@ def test_the_tags_say_where_the_numbers_come_from(store: Store, record: Record) 
     assert tags["commit"].rstrip("+") == commit
 
 
+def test_mlflow_knows_what_kind_of_experiment_it_is_and_its_images(
+    store: Store, record: Record
+) -> None:
+    run = store.get(record.run_id)
+    experiment = store.client.get_experiment(run.info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+    (given,) = run.inputs.dataset_inputs
+    assert given.dataset.name == "mnist-5k"
+    assert given.dataset.digest == run.data.tags["data_hash"] == load(Data()).digest
+
+
 def test_samples_are_recorded_as_images_and_as_numbers(store: Store, record: Record) -> None:
-    for name in ("epoch_0001.png", "epoch_0002.png", "samples.png"):
-        with Image.open(artifact(store, record.run_id, f"samples/{name}")) as image:
-            assert image.size == (10 * 30 + 2, 30 + 2)
+    with Image.open(artifact(store, record.run_id, "samples/samples.png")) as image:
+        assert image.size == (10 * 30 + 2, 30 + 2)
+    stepped = [file.path for file in store.client.list_artifacts(record.run_id, "images")]
+    pictures = [name for name in stepped if name.endswith(".png")]
+    assert [re.search(r"step.(\d+)", name)[1] for name in sorted(pictures)] == ["1", "2"]
     images = np.load(artifact(store, record.run_id, "samples.npy"))
     assert images.shape == (1, 10, 28, 28, 1)
 

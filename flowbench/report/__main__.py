@@ -1,7 +1,8 @@
 """``python -m flowbench.report [STUDY ...]``: the reports of recorded studies."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,8 +45,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         (name,) = names
         out = parsed.results / name
-        study, recorded = _read(name, parsed.results, out if parsed.from_csv else None)
+        study, recorded, keep = _read(name, parsed.results, out if parsed.from_csv else None)
         written = build(study, recorded, out, parsed.format, parsed.run)
+        keep(written)
     for path in written:
         print(path)
 
@@ -58,12 +60,18 @@ def _named(study: str, results: Path) -> str:
     return quick if (results / quick / STUDY).exists() else study
 
 
-def _read(name: str, results: Path, directory: Path | None) -> tuple["Study", "Recorded"]:
-    """Read a study from the store; from the files of its last report where the store has none."""
+def _read(
+    name: str, results: Path, directory: Path | None
+) -> tuple["Study", "Recorded", Callable[[list[Path]], None]]:
+    """Read a study from the store; from the files of its last report where the store has none.
+
+    Returns:
+        The study, its data, and what keeps the report's files in the store, if it came from there.
+    """
     from flowbench.report.files import RUNS, TIMING, Recorded, Study, load
 
     if directory is not None:
-        return Study.load(directory), load(directory)
+        return Study.load(directory), load(directory), lambda _: None
     from flowbench.tracking import tables
     from flowbench.tracking.store import Store
 
@@ -75,7 +83,7 @@ def _read(name: str, results: Path, directory: Path | None) -> tuple["Study", "R
         if not (directory / RUNS).exists():
             raise
         say(f"{name} is not in the store; made again from {directory}/*.csv")
-        return Study.load(directory), load(directory)
+        return Study.load(directory), load(directory), lambda _: None
     tags = parent.data.tags
     children = tables.children(store, parent.info.run_id)
     runs, history = tables.read(store, children)
@@ -90,7 +98,17 @@ def _read(name: str, results: Path, directory: Path | None) -> tuple["Study", "R
     evaluation[TIMING] = _timing(store, parent, runs)
     if lost := tables.lost(runs, search):
         say(f"not in the store, though their trials are complete: {lost}; sweep runs them again")
-    return study, Recorded(runs, history, tables.samples(store, runs), evaluation, search)
+    recorded = Recorded(runs, history, tables.samples(store, runs), evaluation, search)
+    return study, recorded, partial(_keep, store, parent.info.run_id)
+
+
+def _keep(store: "Store", parent: str, written: list[Path]) -> None:
+    """Describe the study's parent run by the head of the report, and show the figures there."""
+    report = next(path for path in written if path.name == "report.md")
+    head = report.read_text(encoding="utf-8").partition("\n\n")[2].partition("\n\n![")[0]
+    store.note(parent, f"{head}\n\nThe whole report: artifact report/report.html")
+    shown = [path for path in written if path.suffix == ".png" or path.name == "report.html"]
+    store.files(parent, "report", shown)
 
 
 def _timing(store: "Store", study: "Run", runs: "pd.DataFrame") -> "pd.DataFrame":

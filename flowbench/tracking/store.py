@@ -1,19 +1,20 @@
 """The MLflow store: where runs are opened, written, found and closed."""
 
+import json
 import logging
 import os
 import sqlite3
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from flowbench import pretrained
-from flowbench.config import Experiment, flat, to_yaml
+from flowbench.config import Data, Experiment, flat, to_yaml
 from flowbench.errors import Pruned, StoreError, UsageError
 from flowbench.parsing import build, read_yaml
 from flowbench.terminal import say
@@ -30,9 +31,10 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from alembic.util.exc import CommandError
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.entities import Run as Run
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -41,6 +43,8 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 PARENT = "mlflow.parentRunId"
+TRAINING = "mlflow.experimentKind", "custom_model_development"
+"""Tag of an experiment that lets MLflow's page open on runs, not on traces of language models."""
 CONFIG = "config.yaml"
 TRACEBACK = "traceback.txt"
 PRUNED = "flowbench.pruned"
@@ -104,7 +108,9 @@ class Store:
                     say(f"experiment {name} was deleted: it is restored with its runs")
                 return str(found.experiment_id)
             location = f"{self.artifacts}/{name}" if self.artifacts else None
-            return str(self.client.create_experiment(name, artifact_location=location))
+            made = str(self.client.create_experiment(name, artifact_location=location))
+            self.client.set_experiment_tag(made, *TRAINING)
+            return made
 
     def start(self, group: str, name: str, tags: Mapping[str, str]) -> str:
         """Open a run, with its process and machine.
@@ -143,6 +149,24 @@ class Store:
         """Save a text as an artifact of a run; an earlier one of this name is replaced."""
         with one_line_errors(self.uri):
             self.client.log_text(run_id, text, name)
+
+    def note(self, run_id: str, text: str) -> None:
+        """Describe a run in Markdown, which MLflow's page of the run shows at its top."""
+        self.tag(run_id, {MLFLOW_RUN_NOTE: text})
+
+    def files(self, run_id: str, directory: str, paths: Sequence[Path]) -> None:
+        """Save files as artifacts of a run, in one of its directories."""
+        with one_line_errors(self.uri):
+            for path in paths:
+                self.client.log_artifact(run_id, str(path), directory)
+
+    def data(self, run_id: str, data: Data, digest: str) -> None:
+        """Record which images a run is about, as MLflow's input of a run."""
+        about = json.dumps({"root": data.root})
+        dataset = Dataset(data.name, digest, source_type="local", source=about)
+        tags = [InputTag("mlflow.data.context", "training")]
+        with one_line_errors(self.uri):
+            self.client.log_inputs(run_id, [DatasetInput(dataset, tags)])
 
     @contextmanager
     def closing(self, run_id: str) -> Iterator[None]:
