@@ -12,9 +12,9 @@ import pandas as pd
 from flowbench import schema
 from flowbench.config import Model
 from flowbench.report.runs import varied
-from flowbench.report.stats import Interval, interval
+from flowbench.report.stats import Interval, interval, shared_kernels
 from flowbench.report.text import AFFINE, configuration, label, plain
-from flowbench.schema import BLOCKS, LAYERS_LISTED, SECONDS, SEED, TRANSFORM
+from flowbench.schema import BLOCKS, KERNELS, LAYERS_LISTED, SECONDS, SEED, TRANSFORM
 
 CLIPPED, SPLINE = "softaffine", "rqs-8"
 START, ORDER = "model.start", "model.order"
@@ -122,9 +122,13 @@ def _effects(runs: pd.DataFrame, option: str, metric: str, base: object = None) 
     def change(own: pd.DataFrame, name: str) -> Interval:
         return interval(own[name].astype(float) - own[f"{name}_usual"].astype(float))
 
+    machine = [name for name in schema.MACHINE if name in runs]
+
     def ratio(own: pd.DataFrame, name: str) -> Interval:
         if name not in own:
             return interval(pd.Series(dtype=float))
+        if name in schema.TIMES:
+            own = own[[_alike(row, machine) for _, row in own.iterrows()]]
         logs = (np.log(own[side].astype(float)) for side in (name, f"{name}_usual"))
         return interval(next(logs) - next(logs)).exp()
 
@@ -147,6 +151,16 @@ def _effects(runs: pd.DataFrame, option: str, metric: str, base: object = None) 
             ratio(own, SECONDS),
             ratio(own, RATE),
         )
+
+
+def _alike(pair: pd.Series, machine: list[str]) -> bool:
+    """Whether the two runs of a pair had the same machine, so that their times compare."""
+
+    def fact(name: str) -> str:
+        value = pair[name]
+        return str(shared_kernels(value) if name.startswith(KERNELS) else value)
+
+    return all(fact(name) == fact(f"{name}_usual") for name in machine)
 
 
 def title(option: str) -> str:

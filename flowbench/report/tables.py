@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from flowbench import schema
+from flowbench.errors import UsageError
 from flowbench.report import datasets
 from flowbench.report import runs as recorded_runs
 from flowbench.report.analysis import Analysis
@@ -27,6 +28,7 @@ from flowbench.report.text import (
     plain,
 )
 from flowbench.schema import BLOCKS, LAYERS, LAYERS_LISTED, NOISE, SECONDS, SEED, TRANSFORM
+from flowbench.transforms import parse
 
 LIKELIHOODS = {"uniform": "test/bpd", "gaussian": "test/nll"}
 """The likelihood of each noise: bits and nats never stand in one table."""
@@ -223,6 +225,7 @@ def effects(analysis: Analysis) -> Iterator[Block]:
                 lambda one: ranged(one.edge),
                 option in (START, ORDER) and any(one.edge.n for one in own),
             ),
+            ("parameters per dimension", _per_dimension, option == TRANSFORM),
             ("s/epoch (ratio)", lambda one: ranged(one.time), any(one.time.n for one in own)),
             ("samples/s (ratio)", lambda one: ranged(one.rate), any(one.rate.n for one in own)),
         ]
@@ -237,6 +240,13 @@ def effects(analysis: Analysis) -> Iterator[Block]:
             [title(option), *(heading for heading, _, _ in shown)],
             [[one.name, *(say(one) for _, say, _ in shown)] for one in own],
         )
+
+
+def _per_dimension(one: Effect) -> str:
+    try:
+        return str(parse(one.value).num_params)
+    except UsageError:  # of a library that is not installed
+        return MISSING
 
 
 def tellings(analysis: Analysis) -> Iterator[Block]:
