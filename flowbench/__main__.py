@@ -321,6 +321,20 @@ def show(arguments: Sequence[str]) -> None:
     print(inspection.run(Store(parsed.results), parsed.run))
 
 
+def import_(arguments: Sequence[str]) -> None:
+    """Record runs that were trained without a store, as make gpu-check leaves them."""
+    parser = _parser("import", import_)
+    parser.add_argument("places", nargs="+", type=Path, metavar="FILE", help="or a directory")
+    _add_results(parser)
+    parsed = parser.parse_args(arguments)
+    say("loading torch and lightning")
+    from flowbench.importing import bring
+    from flowbench.tracking.store import Store
+
+    for run_id in bring(parsed.places, Store(parsed.results)):
+        print(f"run {run_id}")
+
+
 def doctor(arguments: Sequence[str]) -> None:
     """Say what flowbench finds here: versions, kernels, GPU, store, data; and what is missing."""
     parser = _parser("doctor", doctor)
@@ -364,6 +378,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "report": report,
     "runs": runs,
     "show": show,
+    "import": import_,
     "ui": ui,
     "bench": bench,
     "doctor": doctor,

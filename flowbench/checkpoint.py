@@ -168,7 +168,7 @@ def load(path: Path, device: str | None = "cpu") -> FlowModule:
             such device.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    content = _read(path)
+    content = read(path)
     about = content["flowbench"]
     module = FlowModule(build(about["experiment"]), tuple(about["shape"]), about["classes"])
     _fill(module, content, path)
@@ -185,7 +185,7 @@ def check_resumable(path: Path, module: FlowModule) -> None:
         UsageError: The file is damaged, holds weights only, or was written by an experiment of
             another configuration.
     """
-    content = _read(path)
+    content = read(path)
     if missing := sorted(TRAINING - content.keys()):
         raise UsageError(
             f"no training can continue from checkpoint {path}: {missing[0]} is missing"
@@ -210,7 +210,12 @@ def _fill(module: FlowModule, content: dict[str, Any], path: Path) -> None:
         raise UsageError(f"checkpoint {path} does not fit the flow it names: {reason}") from error
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
+    """Read a checkpoint and check that flowbench wrote it.
+
+    Raises:
+        UsageError: The file is missing, damaged, or something else.
+    """
     if not path.is_file():
         raise UsageError(f"checkpoint {path} cannot be read: there is no such file")
     if path.stat().st_size == 0:

@@ -26,7 +26,7 @@ LAYERS = [
     ["trainer", "measure"],
     ["experiment", "pretrained.__main__"],
     ["api"],
-    ["timing", "inspection"],
+    ["timing", "inspection", "importing"],
     ["sweep", "report"],
     ["bench"],
     ["__main__"],

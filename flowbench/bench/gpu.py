@@ -25,14 +25,16 @@ from flowbench.bench.machine import facts, limits
 from flowbench.bench.measure import seconds, spread
 from flowbench.bench.tarflow import TarFlow
 from flowbench.callbacks import Budget, EpochClock, EpochRecord
-from flowbench.checkpoint import AtomicCheckpointIO
+from flowbench.checkpoint import AtomicCheckpointIO, read
 from flowbench.config import Data, Evaluate, Experiment, Model
 from flowbench.data.module import FlowData
 from flowbench.evaluation import likelihood
 from flowbench.evaluation.density import TEST_NOISE, density
 from flowbench.evaluation.sampling import Sampling, draw
 from flowbench.module import FlowModule
+from flowbench.schema import IMAGES, SPREAD
 from flowbench.terminal import say
+from flowbench.tracking.provenance import provenance
 from flowbench.trainer import known_warnings, make_trainer
 from flowbench.transforms import parse
 from flowbench.transforms.spline import Spline
@@ -219,28 +221,39 @@ def protocol(out: Path, root: str, deadline: float) -> Rows:
     """Train the original's flows, one after another, as far as the time allows; keep checkpoints.
 
     A run that the time cuts short keeps its shape: the learning rate falls over the seconds it has.
-    ``flowbench evaluate CHECKPOINT`` measures them anywhere.
+    ``flowbench import CHECKPOINT`` records them in a store and ``flowbench evaluate`` measures them
+    anywhere. A flow whose checkpoint is there is not trained again.
+
+    Raises:
+        RuntimeError: No time is left for a flow.
     """
     for number, transform in enumerate(PROTOCOL):
+        path = out / f"{transform}.ckpt"
+        if path.exists():
+            yield read(path)["flowbench"]["measured"]
+            continue
         left = (deadline - time.monotonic()) / (len(PROTOCOL) - number)
         if CUDA and left < 20:
-            say(f"{transform} is not trained: no time is left")
-            continue
+            raise RuntimeError(f"no time is left for {transform}: give --minutes more")
         budget = replace(experiment(transform, root), seconds=max(left - 15, 5.0))
-        yield train(budget, out / f"{transform}.ckpt")
+        yield train(budget, path)
 
 
 def train(chosen: Experiment, path: Path) -> dict[str, Any]:
-    """Train one flow without a store; return its last epoch, and its test loss."""
+    """Train one flow without a store; return its last epoch, and its test loss.
+
+    The checkpoint has everything that a store would: every epoch, the results, where it ran.
+    """
     data = FlowData(chosen.data, chosen.seed)
     data.prepare_data()
     torch.manual_seed(chosen.seed)
     module = FlowModule(chosen, data.splits.shape, data.splits.classes)
     trainer, clock = make_trainer(chosen), EpochClock()
-    last: dict[str, Any] = {}
+    began = time.strftime("%Y-%m-%dT%H:%M:%S")
+    history: list[dict[str, float]] = []
 
     def record(metrics: dict[str, float], epoch: int) -> bool:
-        last.update(metrics, epoch=epoch)
+        history.append({**metrics, "epoch": float(epoch)})
         say(f"{chosen.model.transform} · epoch {epoch} · {metrics.get('val/loss', 0):.4f}")
         return False
 
@@ -251,15 +264,30 @@ def train(chosen: Experiment, path: Path) -> dict[str, Any]:
     ]
     with known_warnings():
         trainer.fit(module, datamodule=data)
-    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
-    module.on_save_checkpoint(checkpoint)
-    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
     flow = module.flow.to(device(), torch.float32).eval()
     tested = density(
         flow, data.splits.test, module.dequantise, chosen.data.noise, 1, TEST_NOISE, 500
     )
-    row = {"case": chosen.model.transform, "setting": f"{EPOCHS} epochs", **last}
-    return {**row, "training_seconds": clock.elapsed(), **tested.metrics}
+    row = {"case": chosen.model.transform, "setting": f"{EPOCHS} epochs", **history[-1]}
+    row |= {"training_seconds": clock.elapsed(), **tested.metrics}
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(checkpoint)
+    checkpoint["flowbench"] |= {
+        "history": history,
+        "measured": row,
+        "tags": {
+            **provenance(),
+            IMAGES: data.splits.digest,
+            SPREAD: f"{data.splits.spread:.4f}",
+            "began": began,
+        },
+        "facts": {
+            **{key: str(facts()[key]) for key in ("device", "threads")},
+            "kernels": module.flow.kernels(chosen.compile, device()),
+        },
+    }
+    AtomicCheckpointIO().save_checkpoint(checkpoint, path)
+    return row
 
 
 def tests(out: Path) -> None:
