@@ -1,5 +1,6 @@
 """Runs of a machine without a store, brought into one."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,13 @@ pytestmark = [
 ]
 
 
+EXPERIMENT = replace(gpu.experiment("affine"), seconds=60.0)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("gpu") / "affine.ckpt"
-    gpu.train(gpu.experiment("affine"), path)
+    gpu.train(EXPERIMENT, path)
     return path
 
 
@@ -35,7 +39,7 @@ def test_a_run_is_recorded_once_as_it_was_trained(trained: Path, tmp_path: Path)
     about = read(trained)["flowbench"]
     run = store.get(run_id)
     assert run.info.status == "FINISHED"
-    assert store.experiment(run_id) == gpu.experiment("affine")
+    assert store.experiment(run_id) == EXPERIMENT
     assert run.data.params["device"] == about["facts"]["device"]
     assert run.data.tags["data_hash"] == about["tags"]["data_hash"]
     table, history = tables.read(store, [run])
