@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning
 import pytest
 import tiny
 import torch
@@ -160,3 +161,22 @@ def test_zuko_takes_a_transform_for_its_own_flows() -> None:
         adam.step()
     assert loss.item() < before - 0.5
     assert flow().sample((4,)).isfinite().all()
+
+
+def test_the_readmes_lines_run_as_they_stand(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    lines = readme.partition("```python\n")[2].partition("```")[0]
+    assert "from flowbench import" in lines
+    quick = "max_epochs=1, limit_train_batches=1, limit_val_batches=1, accelerator='cpu'"
+    quick += ", logger=False, enable_checkpointing=False, log_every_n_steps=1"
+    small = {"Experiment()": "tiny.experiment()", "max_epochs=5": quick}
+    for wanted, instead in small.items():
+        assert wanted in lines
+        lines = lines.replace(wanted, instead)
+    monkeypatch.chdir(tmp_path)
+    names = {"torch": torch, "lightning": lightning, "zuko": zuko, "tiny": tiny}
+    names["batch"] = torch.rand(2, 3, 32, 32)
+    exec(lines, names)
+    assert names["images"].shape == (4, 10, 1, 28, 28)
+    assert names["loss"].isfinite()
+    assert len(list((tmp_path / "results" / "checkpoints").iterdir())) == 1
