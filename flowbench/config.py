@@ -133,6 +133,8 @@ class Data:
     """folder, celeba: side in pixels to which images are resized and centre-cropped."""
     channels: Literal[1, 3] = 3
     """folder: 1 for grey, 3 for colour."""
+    flip: bool = False
+    """Mirror every training image with probability ½, left to right."""
     skip_unreadable: bool = False
     """folder: leave out the files that cannot be decoded instead of stopping at the first."""
 
@@ -281,6 +283,9 @@ class Experiment:
     compile: bool = False
     """Train with torch.compile: faster on a GPU, after minutes of compilation in the first epoch,
     whose kernels are kept for later runs. On a CPU it gains nothing."""
+    recompute: bool = False
+    """Keep what enters each block only and compute the rest again in the backward pass: a fraction
+    of the memory, for a third more time."""
 
     def __post_init__(self) -> None:
         check(0 <= self.seed < 2**32, "seed", self.seed, "an integer in [0, 2^32)")

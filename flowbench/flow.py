@@ -7,10 +7,12 @@ and ``log_det`` its sum over a sample ``[B]``, in nats.
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from flowbench.decoding import SEQUENTIAL, Conditioner, Decoded, Decoding, Guidance, solve
 from flowbench.distribution import FlowDistribution
@@ -209,6 +211,10 @@ class Flow(nn.Module):
         qk_norm: Normalise queries and keys by their root mean square, with learned gains.
         final_norm: Normalise the tokens before the head.
 
+    Attributes:
+        recompute: Keep what enters each block only, and compute the rest again in the backward
+            pass.
+
     Raises:
         UsageError: The patch does not divide the image, or an argument has no meaning.
 
@@ -255,6 +261,7 @@ class Flow(nn.Module):
         self.features = channels * patch * patch
         self.dims = self.tokens * self.features
         elementwise = parse(transform)
+        self.recompute = False
         depths = [layers] * blocks if isinstance(layers, int) else list(layers)
         if len(depths) != blocks:
             raise UsageError(f"model.layers = {depths} is not valid: {blocks} numbers, one a block")
@@ -306,8 +313,10 @@ class Flow(nn.Module):
         """
         x = patchify(images, self.patch)
         log_det = x.new_zeros(len(x), dtype=torch.float32)
+        again = self.recompute and torch.is_grad_enabled()
         for block in self.blocks:
-            x, block_log_det = block(x, y)
+            step = partial(checkpoint, block, use_reentrant=False) if again else block
+            x, block_log_det = step(x, y)
             log_det = log_det + block_log_det
             if latents is not None and len(latents) < len(self.blocks) - 1:
                 latents.append(x)

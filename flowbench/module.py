@@ -58,6 +58,7 @@ class FlowModule(LightningModule):
         self.experiment = experiment
         self.classes = classes
         self.flow = build_flow(experiment, shape, classes)
+        self.flow.recompute = experiment.recompute
         self.trained, self.evaluated = Means(), Means()
         self._watch: Watch | None = None
         self.spent = 0.0
@@ -89,9 +90,12 @@ class FlowModule(LightningModule):
         return loss, prior, logdet
 
     def _noisy(self, batch: tuple[Tensor, Tensor], place: Place) -> tuple[Tensor, Tensor]:
-        """Add the noise of a batch's place, and hide some labels."""
+        """Mirror some images of a batch, add the noise of its place, hide some labels."""
         pixels, y = batch
         noise = generator(*place, device=self.device)
+        if self.experiment.data.flip:
+            mirrored = torch.rand(len(y), generator=noise, device=y.device) < 0.5
+            pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
         images = self.dequantise(pixels, noise)
         if share := self.experiment.optim.label_dropout:
             y = y.masked_fill(torch.rand(len(y), generator=noise, device=y.device) < share, -1)

@@ -63,6 +63,9 @@ def memory(experiment: Experiment, shape: tuple[int, int, int], classes: int) ->
     in_layer = (8 + 2 * model.expansion) * model.width + (model.heads or 1) * tokens
     around = 2 * model.width + features * (4 + 3 * parse(model.transform).num_params)
     in_blocks = model.total_layers * in_layer + model.blocks * around
+    if experiment.recompute:  # one block at a time, and what enters each of them
+        layers = model.layers if isinstance(model.layers, int) else max(model.layers)
+        in_blocks = layers * in_layer + around + model.blocks * features
     kept = experiment.data.batch * tokens * in_blocks
     return FLOAT * (copies * parameters(model, shape, classes) + kept)
 

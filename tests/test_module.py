@@ -181,6 +181,42 @@ def test_a_share_of_hidden_labels_is_in_its_range(share: float) -> None:
         Optim(label_dropout=share)
 
 
+def test_images_are_mirrored_by_chance_each_with_its_label() -> None:
+    torch.manual_seed(0)
+    given: list[Any] = []
+    pixels = torch.zeros(1000, 1, 28, 28, dtype=torch.uint8)
+    pixels[..., :14] = 200  # bright on the left
+    for flip in (False, True, True):
+        module = FlowModule(tiny.experiment(data__flip=flip), (1, 28, 28), 10)
+        module.flow.register_forward_pre_hook(lambda _, arguments: given.append(arguments[:2]))
+        module.training_step((pixels, torch.arange(1000) % 10), 3)
+    plain, first, again = (
+        images[..., 0].mean((1, 2)) > images[..., -1].mean((1, 2)) for images, _ in given
+    )
+    assert plain.all()
+    assert (~first).float().mean().item() == pytest.approx(0.5, abs=5 * (0.25 / 1000) ** 0.5)
+    assert first.equal(again)
+    assert all(y.equal(torch.arange(1000) % 10) for _, y in given)
+
+
+@pytest.mark.parametrize("transform", ["affine", "rqs-4"])
+def test_recomputed_activations_give_the_same_gradients(transform: str) -> None:
+    gradients = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        module = FlowModule(
+            tiny.experiment(model__transform=transform, recompute=recompute), (1, 28, 28), 10
+        )
+        generator = torch.Generator().manual_seed(1)
+        for parameter in module.parameters():
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+        pixels = torch.randint(256, (8, 1, 28, 28), generator=generator, dtype=torch.uint8)
+        module.training_step((pixels, torch.arange(8)), 3).backward()
+        gradients.append([p.grad for p in module.parameters() if p.grad is not None])
+    for plain, again in zip(*gradients, strict=True):
+        assert torch.allclose(plain, again, rtol=1e-4, atol=1e-7)
+
+
 def test_sampling_in_between_does_not_change_the_training(tmp_path: Path) -> None:
     store = Store(tiny.results(tmp_path / "results"))
     without = run(tiny.experiment(), store).run_id

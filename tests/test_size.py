@@ -59,3 +59,5 @@ def test_memory_grows_with_what_is_kept() -> None:
     activations = memory(data__batch=100) - weights
     assert memory(data__batch=200) - weights == 2 * activations
     assert math.isclose(memory(optim__ema=0.9) - memory(), weights / 4)
+    deep = {"model__blocks": 8, "data__batch": 400}
+    assert memory(**deep, recompute=True) < memory(**deep) / 3

@@ -131,7 +131,8 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         count = 1 + len(_Weights._fields)
-        inputs, saved = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
+        kept = ctx.saved_tensors  # read once: recomputed activations are given once
+        inputs, saved = kept[:count], kept[count:]
         if torch.is_grad_enabled():
             with torch.autocast("cpu", ctx.dtype, enabled=ctx.dtype != torch.float32):
                 needed = ctx.needs_input_grad[0], *ctx.needs_input_grad[4:]
