@@ -134,17 +134,18 @@ def claims(analysis: Analysis) -> list[Claim]:
 
 def judged(found: Sequence[Analysis]) -> list[tuple[Analysis, list[Claim]]]:
     """Judge every analysis; what a study shows of its data sets is said with its first."""
-    across: dict[str, list[Analysis]] = {}
+    studies: dict[str, list[Analysis]] = {}
     for one in found:
-        across.setdefault(one.study.name, []).append(one)
+        studies.setdefault(one.study.name, []).append(one)
     return [
-        (one, claims(one) + (_variance(own) if place == 0 else []))
-        for own in across.values()
+        (one, claims(one) + (across(own) if place == 0 else []))
+        for own in studies.values()
         for place, one in enumerate(own)
     ]
 
 
-def _variance(found: Sequence[Analysis]) -> list[Claim]:
+def across(found: Sequence[Analysis]) -> list[Claim]:
+    """Judge what a study of several data sets shows of them together."""
     text = "The spline's advantage grows with the variance of the pixels' values."
     by_data = advantages(found)
     if not by_data:
@@ -158,7 +159,7 @@ def _variance(found: Sequence[Analysis]) -> list[Claim]:
         "supported" if one.low > 0 else "contradicted" if one.high < 0 else "undecided"
         for one in grown.values()
     ]
-    weakest = _weakest(grown, say, lambda mean: mean)
+    weakest = _weakest(grown, say, abs)
     listed = _listed(grown, say, "growth of the difference")
     return [Claim(text, agreed(verdicts), weakest, listed, "variance")]
 

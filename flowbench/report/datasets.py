@@ -63,6 +63,9 @@ def _advantage(one: Analysis) -> Advantage | None:
     if SPREAD not in runs or base is None or not splines or one.varied:
         return None
     means = runs.pivot_table(metric, SEED, TRANSFORM)
+    splines = [name for name in splines if name in means]
+    if base not in means or not splines:  # nothing was measured of them
+        return None
     spline = str(means[splines].mean().idxmin())
     losses = float(means[base].mean()), float(means[spline].mean())
     row = runs.iloc[0]
