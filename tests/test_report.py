@@ -536,17 +536,17 @@ def stored(store: Store, study: str, points: list[tuple[str, int, int]], losses:
 def test_a_report_takes_its_seconds_from_the_newest_study_of_times(tmp_path: Path) -> None:
     store = Store(tiny.results(tmp_path / "results"))
     stored(store, "blocks", OF_BLOCKS, losses=True)
-    _, recorded = main._read("blocks", store.results, None)
+    _, recorded, _ = main._read("blocks", store.results, None)
     assert recorded.evaluation[TIMING].empty
     assert set(recorded.runs["optim.ema"]) == {0.5}
     assert "data.root" not in recorded.runs
     assert recorded.history["novel"].tolist() == [2.0] * 3 * len(OF_BLOCKS)
     stored(store, "timing/quick", TIMED, losses=False)
-    _, recorded = main._read("blocks", store.results, None)
+    _, recorded, _ = main._read("blocks", store.results, None)
     found = recorded.evaluation[TIMING]
     assert len(found) == len(OF_BLOCKS) * 2  # the first of three rounds is for warming up
     assert set(found["load"]) == {0.5}
-    study, itself = main._read("timing/quick", store.results, None)
+    study, itself, _ = main._read("timing/quick", store.results, None)
     assert itself.evaluation[TIMING].empty
     (one,) = analyses(study, complete(itself))
     assert len(one.rounds) == len(TIMED) * 2
