@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from plain_flow import wake
-from scipy.special import expit
+from scipy.special import entr, expit
 from torch import Tensor
 
 from flowbench.data.images import Images
@@ -84,6 +84,32 @@ def test_a_flow_that_is_right_about_its_data_is_calibrated() -> None:
     assert min(errors[std]["bayes/ece"] for std in (0.15, 4.0)) > 0.04
 
 
+@pytest.mark.parametrize("std", [0.05, 0.6, 2.0], ids=["too sure", "right", "too modest"])
+def test_the_log_loss_is_split_in_closed_form(std: float) -> None:
+    images = two_classes()
+    assert images.labels is not None
+    found = classify(Gaussians([0.25, -0.25], std), images, silent, 400, SEED, 64).metrics
+    logit = silent(images.pixels, torch.Generator()).double().sum((1, 2, 3)) / 2 / std**2
+    of_label = torch.where(images.labels == 0, logit, -logit)
+    assert found["bayes/log_loss"] == pytest.approx(np.logaddexp(0, -of_label.numpy()).mean(), rel=1e-2)
+    p = posterior_of_class_0(images, std)
+    assert found["bayes/entropy"] == pytest.approx((entr(p) + entr(1 - p)).mean(), abs=1e-3)
+    assert found["bayes/excess"] == found["bayes/log_loss"] - found["bayes/entropy"]
+
+
+def test_a_flow_that_is_right_has_no_excess() -> None:
+    images = two_classes(4000)
+    excess = [
+        classify(Gaussians([0.25, -0.25], std), images, silent, 4000, SEED, 4000).metrics[
+            "bayes/excess"
+        ]
+        for std in (0.3, 0.6, 2.0)
+    ]
+    assert abs(excess[1]) < 0.02  # its standard error is 0.007
+    assert excess[0] > 0.1
+    assert excess[2] < -0.1  # too modest: it expects to lose more than it does
+
+
 def test_the_table_adds_up_to_the_calibration_error() -> None:
     found = classify(Gaussians([0.25, -0.25], 0.5), two_classes(), silent, 400, SEED, batch=64)
     table = found.calibration
@@ -116,7 +142,15 @@ def test_a_new_flow_knows_nothing_and_says_so() -> None:
     flow = Flow(SHAPE, 3, "rqs-4", blocks=2, layers=1, width=8)
     found = classify(flow, images, dequantise_uniform, 25, SEED, batch=9)
     assert found.metrics == pytest.approx(
-        {"bayes/accuracy": 9 / 25, "bayes/ece": 9 / 25 - 1 / 3, "bayes/images": 25}, abs=1e-6
+        {
+            "bayes/accuracy": 9 / 25,
+            "bayes/ece": 9 / 25 - 1 / 3,
+            "bayes/images": 25,
+            "bayes/log_loss": math.log(3),
+            "bayes/entropy": math.log(3),
+            "bayes/excess": 0.0,
+        },
+        abs=1e-6,
     )
     assert found.calibration.loc[5, "count"] == 25  # a confidence of 1/3 begins bin 5
     expected = [(0, 0, 9), (1, 0, 8), (2, 0, 8)]

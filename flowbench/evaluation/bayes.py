@@ -27,7 +27,11 @@ class Classification:
 
     Attributes:
         metrics: ``bayes/accuracy``, ``bayes/ece`` (expected calibration error: the mean distance
-            of confidence from accuracy, over bins) and ``bayes/images``.
+            of confidence from accuracy, over bins) and ``bayes/images``. In nats per image:
+            ``bayes/log_loss``, the mean of −log p(label | image), and the two parts of it:
+            ``bayes/entropy``, the mean entropy of the posterior, which is what the images leave
+            open as far as the flow can tell, and ``bayes/excess``, the rest: 0 on average for the
+            true densities, so it is the flow's error.
         confusion: A row for each ``label`` and ``predicted`` class: the ``count`` of images.
         calibration: A row for each of 15 equal bins of confidence: mean ``confidence``,
             ``accuracy`` (both NaN where the bin is empty) and ``count``.
@@ -70,7 +74,7 @@ def classify(
         y = torch.arange(flow.classes).repeat(len(x))
         of_all = flow.log_prob(x.repeat_interleave(flow.classes, 0).to(weight), y.to(weight.device))
         log_prob.append(of_all.cpu().double().unflatten(0, (len(x), flow.classes)))
-    posterior = torch.cat(log_prob).softmax(1)
+    posterior = torch.cat(log_prob).log_softmax(1)
     if broken := int(posterior.isnan().any(1).sum()):
         raise Diverged(
             f"classification by Bayes' rule: {broken} of {len(posterior)} log-densities are not "
@@ -79,15 +83,16 @@ def classify(
     return _judge(posterior, images.labels[: len(posterior)])
 
 
-def _judge(posterior: Tensor, labels: Tensor) -> Classification:
-    """Compare posterior probabilities ``[N, classes]`` with labels ``[N]``."""
-    classes = posterior.shape[1]
+def _judge(log_posterior: Tensor, labels: Tensor) -> Classification:
+    """Compare logarithms of posterior probabilities ``[N, classes]`` with labels ``[N]``."""
+    classes, posterior = log_posterior.shape[1], log_posterior.exp()
     # torchmetrics would put a confidence of exactly 1 into a bin of its own.
     posterior = posterior.clamp_max(1 - 2**-24)
     metrics = {
         "bayes/accuracy": multiclass_accuracy(posterior, labels, classes, average="micro").item(),
         "bayes/ece": multiclass_calibration_error(posterior, labels, classes, BINS).item(),
         "bayes/images": len(labels),
+        **_split(log_posterior, labels),
     }
     matrix = pd.DataFrame(multiclass_confusion_matrix(posterior, labels, classes).numpy())
     confusion = matrix.rename_axis(index="label", columns="predicted").stack().rename("count")
@@ -101,3 +106,10 @@ def _judge(posterior: Tensor, labels: Tensor) -> Classification:
     counts = bins.value_counts().reindex(range(BINS), fill_value=0).rename("count")
     calibration = means.join(counts).reset_index(drop=True)
     return Classification(metrics, confusion.reset_index(), calibration)
+
+
+def _split(log_posterior: Tensor, labels: Tensor) -> dict[str, float]:
+    """Split the log loss of a posterior ``[N, classes]`` into entropy and excess."""
+    loss = -log_posterior[torch.arange(len(labels)), labels].mean().item()
+    entropy = torch.special.entr(log_posterior.exp()).sum(1).mean().item()
+    return {"bayes/log_loss": loss, "bayes/entropy": entropy, "bayes/excess": loss - entropy}

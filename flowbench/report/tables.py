@@ -152,6 +152,7 @@ def likelihood(analysis: Analysis) -> Iterator[Table]:
     for noise, metric in LIKELIHOODS.items():
         own = [one for one in analysis.configurations if (one.runs[NOISE] == noise).all()]
         names = [metric, f"{metric}_se", "test/bpd_iw", "bayes/accuracy", "bayes/ece"]
+        names += ["bayes/log_loss", "bayes/entropy", "bayes/excess"]
         known = [name for name in names if any(mean(one, name) != MISSING for one in own)]
         if own and known:
             rows = [
