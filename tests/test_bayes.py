@@ -91,7 +91,9 @@ def test_the_log_loss_is_split_in_closed_form(std: float) -> None:
     found = classify(Gaussians([0.25, -0.25], std), images, silent, 400, SEED, 64).metrics
     logit = silent(images.pixels, torch.Generator()).double().sum((1, 2, 3)) / 2 / std**2
     of_label = torch.where(images.labels == 0, logit, -logit)
-    assert found["bayes/log_loss"] == pytest.approx(np.logaddexp(0, -of_label.numpy()).mean(), rel=1e-2)
+    assert found["bayes/log_loss"] == pytest.approx(
+        np.logaddexp(0, -of_label.numpy()).mean(), rel=1e-2
+    )
     p = posterior_of_class_0(images, std)
     assert found["bayes/entropy"] == pytest.approx((entr(p) + entr(1 - p)).mean(), abs=1e-3)
     assert found["bayes/excess"] == found["bayes/log_loss"] - found["bayes/entropy"]

@@ -6,10 +6,11 @@ import pytest
 from reports import complete, sweep
 
 from flowbench.report.analysis import Analysis, analyses
-from flowbench.report.claims import Verdict, judged
+from flowbench.report.claims import Verdict, claims, judged
 from flowbench.report.datasets import advantages, tellings
 from flowbench.report.document import Table
 from flowbench.report.files import Recorded, Study
+from flowbench.report.page import answer
 from flowbench.report.runs import told_apart
 from flowbench.report.tables import advantages as advantage_table
 from flowbench.report.tables import tellings as telling_table
@@ -86,6 +87,22 @@ def test_tellings_are_changes_from_the_affine_flow_by_seed() -> None:
     assert found["softaffine", "auroc"].change.n == 0
     table = next(block for block in telling_table(one) if isinstance(block, Table))
     assert [row[:2] for row in table.rows] == [["kmnist", "RQS K=8"], ["kmnist", "softaffine"]]
+
+
+@pytest.mark.parametrize(
+    ("gain", "expected"), [(0.1, "supported"), (-0.1, "contradicted"), (0.0, "undecided")]
+)
+def test_telling_is_judged_by_the_likelihoods_change(gain: float, expected: Verdict) -> None:
+    one = planted({"mnist-5k": 1.0})[0]
+    runs = one.recorded.runs
+    random = np.random.default_rng(0)
+    for score in ("auroc", "auroc_png", "auroc_typical"):
+        spline = gain * (runs[TRANSFORM] == "rqs-8")
+        runs[f"{score}_kmnist"] = 0.3 + spline + 0.001 * random.standard_normal(len(runs))
+    verdicts = [claim.verdict for claim in claims(one) if claim.rule == "telling"]
+    assert verdicts == [expected]
+    more = "finds kmnist more likely than its own images (AUROC 0."
+    assert more in answer(one)
 
 
 def test_sets_of_one_name_with_other_images_are_told_apart() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flowbench.report.analysis import SHARED, Analysis
-from flowbench.report.datasets import advantages, growths
+from flowbench.report.datasets import advantages, growths, tellings
 from flowbench.report.options import ORDER, SPLINE, START, Effect
 from flowbench.report.stats import Interval
 from flowbench.report.text import AFFINE, MISSING, confidence, counted, is_spline, label
@@ -57,6 +57,10 @@ RULES = {
     f"wholly below {CHEAP} times; contradicted if for every one either lies wholly above; "
     "otherwise undecided. On a CPU only RQS has a kernel of its own; the others run torch's "
     "operations.",
+    "telling": "The area under the ROC curve by which the likelihood tells test images of another "
+    "data set, minus that of the affine flow, between runs of the same seed; 95 % t interval. "
+    "Supported if it lies wholly above 0 for every spline and set, contradicted if wholly below "
+    "for every one, otherwise undecided.",
     "variance": "The affine flow's loss minus the spline's on each data set, and the difference of "
     "that between two data sets whose pixels' standard deviations are neighbours, paired by seed; "
     "95 % t interval. Supported if every such difference lies wholly above 0, contradicted if "
@@ -127,6 +131,7 @@ def claims(analysis: Analysis) -> list[Claim]:
         judged.append(_first_patch(analysis))
     if ORDER in analysis.varied:
         judged.append(_orders(analysis))
+    judged += _telling(analysis)
     if SPLINE in analysis.transforms and any(_is_other(name) for name in analysis.transforms):
         judged.append(_functions(analysis))
     return judged
@@ -405,6 +410,27 @@ def _functions(analysis: Analysis) -> Claim:
         "against RQS K=8: " + "; ".join(f"{one.name} {say(one)}" for one in found),
         "functions",
     )
+
+
+def _telling(analysis: Analysis) -> list[Claim]:
+    found = {
+        f"{label(one.transform)}, {one.other}": one.change
+        for one in tellings(analysis)
+        if one.score == "auroc" and is_spline(one.transform) and one.change.n
+    }
+    if not found:
+        return []
+
+    def say(value: Interval) -> str:
+        return confidence(value, "")
+
+    verdicts: list[Verdict] = [
+        "supported" if one.low > 0 else "contradicted" if one.high < 0 else "undecided"
+        for one in found.values()
+    ]
+    text = "Our own question: the spline's likelihood tells other images better than affine's."
+    listed = _listed(found, say, "AUROC of likelihood, minus the affine flow's")
+    return [Claim(text, agreed(verdicts), _weakest(found, say, abs), listed, "telling")]
 
 
 def _is_other(transform: str) -> bool:

@@ -13,7 +13,7 @@ import pandas as pd
 from flowbench.report import tables
 from flowbench.report.analysis import Analysis
 from flowbench.report.claims import RULES, UNCORRECTED, Claim, across, claims
-from flowbench.report.datasets import Advantage, advantages
+from flowbench.report.datasets import Advantage, advantages, tellings
 from flowbench.report.document import Block, Code, Folded, Heading, Paragraph, Picture
 from flowbench.report.figures import FIGURES, style
 from flowbench.report.figures.spline import CAPTION
@@ -26,6 +26,7 @@ from flowbench.report.text import (
     AFFINE,
     configuration,
     counted,
+    is_spline,
     label,
     limits,
     measured,
@@ -58,7 +59,7 @@ def page(found: Sequence[Analysis], directory: Path, format: Format = "png") -> 
     together = across(found)
     yield Paragraph(first.study.question, lead="Question.")
     if by_data := advantages(found):
-        yield Paragraph(_advantages(by_data, first.quality.unit), lead="Answer.")
+        yield Paragraph(_advantages(by_data, first.quality.unit), lead="Answer (all data).")
     for one in found:
         protocol = f" ({one.protocol})" if several else ""
         yield Paragraph(answer(one), lead=f"Answer{protocol}.")
@@ -211,7 +212,8 @@ def answer(analysis: Analysis) -> str:
             f"Seed by seed it is {number(-gap.mean)} below affine in validation "
             f"({_interval(limits(gap, negate=True), gap.n)})."
         )
-    return " ".join([*sentences, *_effect(analysis), *_times(analysis, first)])
+    told = _told(analysis)
+    return " ".join([*sentences, *told, *_effect(analysis), *_times(analysis, first)])
 
 
 def _mean(best: pd.DataFrame, name: str, metric: str) -> float:
@@ -220,6 +222,20 @@ def _mean(best: pd.DataFrame, name: str, metric: str) -> float:
 
 def _interval(ends: str, seeds: int) -> str:
     return ends if "no interval" in ends else f"95 % interval {ends}, {counted(seeds, 'seed')}"
+
+
+def _told(analysis: Analysis) -> Iterator[str]:
+    """Say how well the likelihood of the best spline tells other images, a sentence each."""
+    splines = [name for name in analysis.transforms if is_spline(name)]
+    for one in tellings(analysis):
+        if one.score == "auroc" and one.transform in splines and one.change.n:
+            share = number(one.values.mean())
+            less = "less" if one.values.mean() > 0.5 else "more"
+            yield (
+                f"{label(one.transform)} finds {one.other} {less} likely than its own images "
+                f"(AUROC {share}, {number(one.change.mean, sign='+')} to the affine flow's, "
+                f"{limits(one.change)})."
+            )
 
 
 def _effect(analysis: Analysis) -> Iterator[str]:
