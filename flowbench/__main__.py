@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from flowbench.errors import Interrupted, UsageError
-from flowbench.terminal import Parser, natural, positive, say
+from flowbench.terminal import Parser, amount, natural, positive, say, seconds
 
 INTERRUPTED = 130
 FAULT = 3
@@ -113,6 +113,10 @@ def sweep(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="print what would run, and run nothing"
     )
+    parser.add_argument("--price", type=amount, help="of a worker's hour: --dry-run says the cost")
+    parser.add_argument(
+        "--budget", type=seconds, metavar="TIME", help="2h: start no trial that would not end in it"
+    )
     parsed = parser.parse_args(arguments)
     from flowbench.study import read
 
@@ -121,16 +125,24 @@ def sweep(arguments: Sequence[str]) -> None:
     if parsed.dry_run:
         from flowbench.sweep.preview import preview
 
-        for line in preview(study, parsed.results, parsed.trials):
+        for line in preview(study, parsed.results, parsed.trials, parsed.price):
             print(line)
         return
+    if parsed.price:
+        raise UsageError("--price is not valid without --dry-run, which says what a study costs")
     from flowbench.sweep import parent
     from flowbench.tracking.locks import shown
     from flowbench.tracking.store import Store
 
     options = {key: getattr(parsed, key) for key in ("storage", "workers", "trials")}
     try:
-        parent.sweep(study, Store(parsed.results), **options, new_version=parsed.new_version)
+        parent.sweep(
+            study,
+            Store(parsed.results),
+            **options,
+            new_version=parsed.new_version,
+            budget=parsed.budget,
+        )
     except Interrupted as stopped:
         again = ["sweep", str(parsed.study), "--scale", parsed.scale]
         again += [f"--{key}={shown(str(value))}" for key, value in options.items() if value]

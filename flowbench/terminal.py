@@ -1,6 +1,8 @@
 """Messages on the terminal, argument types, and a parser with errors on one line."""
 
 import argparse
+import math
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import NoReturn, TypeVar
@@ -47,6 +49,32 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def seconds(text: str) -> float:
+    """Read a time such as ``2h``, ``90min`` or ``1h30min``, as an argument's ``type``.
+
+    Example:
+        >>> seconds("1h30min"), seconds("45s")
+        (5400.0, 45.0)
+    """
+    units = {"h": 3600.0, "min": 60.0, "s": 1.0}
+    parts = re.findall(r"(\d+(?:\.\d+)?)\s*(h|min|s)", text)
+    total = sum(float(number) * units[unit] for number, unit in parts)
+    if total <= 0 or "".join(n + u for n, u in parts) != text.replace(" ", ""):
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid: a time such as 2h or 1h30min")
+    return total
+
+
+def amount(text: str) -> float:
+    """Read a number above 0, as an argument's ``type``."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid: a number above 0")
+    return value
 
 
 def positive(text: str) -> int:

@@ -165,6 +165,35 @@ def test_a_dry_run_tells_what_would_run(tmp_path: Path, capsys: pytest.CaptureFi
     assert not results.exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        (["--budget", "soon"], "'soon' is not valid: a time such as 2h or 1h30min"),
+        (["--budget", "0h"], "'0h' is not valid: a time"),
+        (["--price", "-1"], "'-1' is not valid: a number above 0"),
+        (["--price", "2"], "--price is not valid without --dry-run"),
+    ],
+)
+def test_wrong_budgets_and_prices_are_told(
+    given: list[str], complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", "bins", *given, f"--results={tmp_path}"]) == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_what_a_study_costs_follows_from_its_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dry = ["sweep", "bins", "--dry-run", "--price", "2", f"--results={tmp_path}"]
+    assert main(dry) == 0
+    assert "cost: unknown until a trial has run" in capsys.readouterr().out
+    monkeypatch.setattr("flowbench.sweep.preview._of_a_trial", lambda *_: (1800.0, 3))
+    assert main(dry) == 0
+    shown = capsys.readouterr().out
+    assert "time: about 9 h 00 min of one worker for 18 trials" in shown
+    assert "cost: 9 hours of a worker, 18 at 2 an hour" in shown
+
+
 # Samples
 
 

@@ -57,6 +57,20 @@ def two(tmp_path: Path) -> StudyFile:
     return studies.study(tmp_path, seeds=[0])
 
 
+def test_a_spent_budget_starts_nothing_and_the_same_command_goes_on(
+    two: StudyFile, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parent = sweep(two, store, workers=1, budget=1e-3)
+    assert (
+        "the budget is spent: 0 of 2 trials done; the same command goes on"
+        in capsys.readouterr().err
+    )
+    assert store.search(f"tags.`{PARENT}` = '{parent}'") == []
+    assert sweep(two, store, workers=1, budget=600.0) == parent
+    assert "the budget is spent" not in capsys.readouterr().err
+    assert len(store.search(f"tags.`{PARENT}` = '{parent}'")) == 2
+
+
 @contextmanager
 def during(act: Callable[[FlowModule, int], Any]) -> Iterator[pytest.MonkeyPatch]:
     """Do something at the start of every training step inside."""

@@ -175,6 +175,16 @@ def test_a_command_tries_the_failed_points_of_a_grid_again(made: PlannedTrials) 
     assert (again.user_attrs[INDEX], again.user_attrs[TRY]) == (0, 1)
 
 
+def test_a_trial_fits_a_budget_if_it_is_as_short_as_the_longest(made: PlannedTrials) -> None:
+    assert made.fits(time.time() + 0.01)  # nothing is known yet
+    assert not made.fits(time.time() - 0.01)
+    trial = claimed(made)
+    time.sleep(0.5)
+    complete(made, trial)
+    assert not made.fits(time.time() + 0.4)
+    assert made.fits(time.time() + 5)
+
+
 def test_a_failure_is_a_result_of_a_search(search: PlannedTrials) -> None:
     fail(search, claimed(search))
     search.prepare(all_recorded)

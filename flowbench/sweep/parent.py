@@ -34,6 +34,7 @@ def sweep(
     workers: int | None = None,
     trials: int | None = None,
     new_version: bool = False,
+    budget: float | None = None,
 ) -> str:
     """Run what is missing of a study.
 
@@ -47,6 +48,7 @@ def sweep(
         workers: Number of processes; None for as many as suit the machine.
         trials: Number of trials that replaces the study's own.
         new_version: Start a new version of the study and keep the earlier ones.
+        budget: Seconds within which trials should end; None: any number.
 
     Returns:
         The id of the study's parent run in the store.
@@ -56,7 +58,7 @@ def sweep(
         UsageError: The study cannot be run with these options, its file has changed since it
             began, or too many of its trials failed.
     """
-    _check(study, workers, trials)
+    _check(study, workers, trials, budget)
     if storage == store.uri:  # each writes its version to a table of the same name
         raise UsageError("--storage and MLFLOW_TRACKING_URI name one database: each needs its own")
     place = storage or journal(study, store.results)
@@ -77,7 +79,7 @@ def sweep(
         store.reopen(parent)
     with store.closing(parent):
         try:
-            _run(planned, store, workers)
+            _run(planned, store, workers, budget)
         finally:
             _agree(planned, store, parent)
             record(planned, store, parent)
@@ -92,7 +94,7 @@ def ended_runs(store: Store, parent: str) -> Counter[int]:
     return Counter(int(run.data.tags[TRIAL]) for run in ended if TRIAL in run.data.tags)
 
 
-def _check(study: StudyFile, workers: int | None, trials: int | None) -> None:
+def _check(study: StudyFile, workers: int | None, trials: int | None, budget: float | None) -> None:
     for key in ("devices", "num_nodes"):
         asked = first_experiment(study).trainer.get(key, 1)
         if asked != 1:  # each process of such a run would start the study again
@@ -105,11 +107,13 @@ def _check(study: StudyFile, workers: int | None, trials: int | None) -> None:
     if trials and study.points:
         points = len(study.points)
         raise UsageError(f"--trials {trials} is not valid: this study is a grid of {points} points")
+    if budget and study.mode == TIMING:
+        raise UsageError("--budget is not valid: a study of times runs its rounds to the end")
     if workers not in (None, 1) and study.mode == TIMING:
         raise UsageError(f"--workers {workers} is not valid: a study of times runs alone")
 
 
-def _run(planned: PlannedTrials, store: Store, workers: int | None) -> None:
+def _run(planned: PlannedTrials, store: Store, workers: int | None, budget: float | None) -> None:
     study, name = planned.study, planned.trials.study_name
     count = planned.count()
     if planned.over():
@@ -127,6 +131,7 @@ def _run(planned: PlannedTrials, store: Store, workers: int | None) -> None:
         name=name,
         planned=planned.total,
         workers=chosen.workers,
+        deadline=time.time() + budget if budget else None,
     )
     pool = Pool(chosen, arguments, logs)
     try:
@@ -136,6 +141,8 @@ def _run(planned: PlannedTrials, store: Store, workers: int | None) -> None:
                 time.sleep(LOOK_SECONDS)
     except KeyboardInterrupt as stopped:
         raise Interrupted(f"study {name} stopped with {planned.count()}") from stopped
+    if budget and not planned.over() and not planned.too_many_failed():
+        say(f"the budget is spent: {planned.count()}; the same command goes on")
 
 
 def _agree(planned: PlannedTrials, store: Store, parent: str) -> None:

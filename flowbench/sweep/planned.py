@@ -153,6 +153,19 @@ class PlannedTrials:
             running=states[TrialState.RUNNING],
         )
 
+    def fits(self, deadline: float) -> bool:
+        """Return whether a trial that starts now would end in time, were it as long as the longest.
+
+        Args:
+            deadline: Time in seconds since 1970.
+        """
+        taken = [
+            attempt.duration.total_seconds()
+            for attempt in self.all_attempts()
+            if attempt.state == TrialState.COMPLETE and attempt.duration
+        ]
+        return time.time() + max(taken, default=0.0) <= deadline
+
     def over(self) -> bool:
         """Return whether every planned trial has ended."""
         return self.count().ended == self.total

@@ -13,13 +13,16 @@ from flowbench.sweep.samplers import as_params
 from flowbench.terminal import duration
 
 
-def preview(study: StudyFile, results: Path, trials: int | None = None) -> Iterator[str]:
+def preview(
+    study: StudyFile, results: Path, trials: int | None = None, price: float | None = None
+) -> Iterator[str]:
     """List the trials of a grid, or the space of another sampler; the time; a configuration.
 
     Args:
         study: The study.
         results: Directory in which earlier runs may be recorded.
         trials: Number of trials that replaces the study's own.
+        price: Money that an hour of a worker costs; None where that is of no interest.
 
     Yields:
         Lines.
@@ -32,7 +35,20 @@ def preview(study: StudyFile, results: Path, trials: int | None = None) -> Itera
         for key, dimension in study.space.items():
             yield f"{key}: {_words(dimension)}"
     yield ""
-    yield f"time: {_time(study, results, trials or study.trials)}"
+    count = trials or study.trials
+    each, runs = _of_a_trial(study, results)
+    if each is None:
+        yield f"time: {study.cost}"
+    else:
+        yield (
+            f"time: about {duration(each * count)} of one worker for {count} trials; a trial took "
+            f"{duration(each)}, the mean of {runs}"
+        )
+    if price is not None and each is None:
+        yield "cost: unknown until a trial has run"
+    elif price is not None and each is not None:
+        hours = each * count / 3600
+        yield f"cost: {hours:.3g} hours of a worker, {hours * price:.3g} at {price:g} an hour"
     points = [point.experiment for point in study.points]
     yield f"size: {_size(points or [first_experiment(study)])}"
     yield ""
@@ -59,15 +75,15 @@ def _size(experiments: list[Experiment]) -> str:
     """Say how large flows are, and about how much memory the training of the largest takes."""
     from flowbench import size  # takes seconds, as torch does
 
-    shape = size.image_shape(experiments[0].data)
-    counts = sorted({size.parameters(each.model, shape, 10) for each in experiments})
-    most = max(size.memory(each, shape, 10) for each in experiments)
+    shaped = [(each, size.image_shape(each.data)) for each in experiments]
+    counts = sorted({size.parameters(each.model, shape, 10) for each, shape in shaped})
+    most = max(size.memory(each, shape, 10) for each, shape in shaped)
     span = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
     return f"{span} parameters, about {most / 2**30:.2g} GiB of memory a worker"
 
 
-def _time(study: StudyFile, results: Path, trials: int) -> str:
-    """Estimate the time from the study's finished runs, or else quote its file."""
+def _of_a_trial(study: StudyFile, results: Path) -> tuple[float | None, int]:
+    """Return the mean seconds of a trial, from the study's finished runs, and their number."""
     if os.environ.get("MLFLOW_TRACKING_URI") or (results / "mlflow.db").exists():
         from flowbench.tracking.store import Store
 
@@ -78,9 +94,5 @@ def _time(study: StudyFile, results: Path, trials: int) -> str:
         whole = [run.info for run in runs if RETRIED_FROM not in run.data.tags]
         if whole:
             each = statistics.fmean((run.end_time - run.start_time) / 1000 for run in whole)
-            all_ = duration(each * trials * (1 if study.points else len(study.seeds)))
-            return (
-                f"about {all_} of one worker for {trials} trials; a run took {duration(each)}, the "
-                f"mean of {len(whole)}"
-            )
-    return study.cost
+            return each * (1 if study.points else len(study.seeds)), len(whole)
+    return None, 0

@@ -32,6 +32,7 @@ class WorkerArguments:
         name: Name of the study in the storage.
         planned: Number of trials.
         workers: Number of workers of this machine.
+        deadline: Time, in seconds since 1970, at which no trial should run any more; None: any.
     """
 
     file: str
@@ -41,6 +42,7 @@ class WorkerArguments:
     name: str
     planned: int
     workers: int
+    deadline: float | None = None
 
     def to_line(self) -> str:
         """Write the arguments as one line."""
@@ -75,6 +77,8 @@ def work(arguments: WorkerArguments, stop: Stop) -> int:
     planned = PlannedTrials(opened, storage, study, arguments.planned)
     runner = Runner(planned, store, opened.user_attrs[PARENT_RUN], arguments.workers, stop)
     while not (stop.requested or planned.over() or planned.too_many_failed()):
+        if arguments.deadline and not planned.fits(arguments.deadline):
+            return OVER
         trial = planned.claim()
         if trial is None:
             stop.wait(IDLE_SECONDS)
