@@ -8,6 +8,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 SCALE  ?= quick
 STUDY  ?=
+STORAGE ?=
 ARGS   ?=
 GPU_PYTHON ?= python3
 SHARED := -n logical --maxprocesses 4 --dist worksteal  # several processes share the tests
@@ -16,7 +17,7 @@ SWEEPS := sweep-bins sweep-blocks sweep-blocks-matched sweep-layers sweep-learni
           sweep-timing sweep-sampling sweep-start sweep-orders sweep-functions sweep-depth \
           sweep-colour sweep-ood
 
-.PHONY: help install test test-all check gpu-check train compare-affine-rqs $(SWEEPS) bench report ui clean
+.PHONY: help install test test-all check gpu-check train compare-affine-rqs $(SWEEPS) bench report ui dashboard clean
 
 help: ## Show this list
 	@echo "usage: make TARGET [SCALE=quick|medium|full] [STUDY=name] [ARGS='further options']"
@@ -79,6 +80,10 @@ report: $(READY) ## Make the page over all studies, or a study's report: make re
 
 ui: $(READY) ## Browse the recorded runs on http://127.0.0.1:5000
 	$(BIN)/flowbench ui $(ARGS)
+
+dashboard: $(READY) ## Browse a study's trials on Optuna's pages: make dashboard STUDY=bins/quick
+	@$(BIN)/pip show -q optuna-dashboard 2>/dev/null || $(BIN)/pip install -q -c constraints.txt -e '.[dashboard]'
+	$(BIN)/optuna-dashboard --host 127.0.0.1 $(or $(STORAGE),results/optuna/$(or $(STUDY),compare-affine-rqs/quick).log) $(ARGS)
 
 clean: ## Remove the environment and caches; recorded results stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

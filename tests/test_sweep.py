@@ -128,7 +128,7 @@ def test_what_was_deleted_in_the_pages_is_told_and_made_again(
 ) -> None:
     which = studies.study(tmp_path)
     made = studies.run(which, copy)
-    parent = made.trials.user_attrs[PARENT_RUN]
+    parent = sweep(which, copy)  # all has ended: it records which trials there are
     first, *others = studies.recorded(copy, made)
     if deleted == "run":
         copy.client.delete_run(first.info.run_id)

@@ -26,6 +26,8 @@ INDEX, TRY, RETRY_OF = "place", "try", "retry_of"
 OWNER, HEARTBEAT = "owner", "heartbeat"
 END, STOPPED, DIED = "end", "stopped", "died"
 ERROR, OVERHEAD = "error", "overhead"
+RUNS = "runs"
+"""Ids of the trial's runs in MLflow, a seed each."""
 
 # Tags of a trial's run in MLflow.
 TRIAL = "optuna.trial"

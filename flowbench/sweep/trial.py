@@ -22,6 +22,7 @@ from flowbench.sweep.planned import (
     RETRIED_AS,
     RETRIED_FROM,
     RETRY_OF,
+    RUNS,
     STATE,
     STOPPED,
     TRIAL,
@@ -114,10 +115,13 @@ class Runner:
         if self.study.points:
             seeds = (trial.suggest_categorical("seed", seeds),)
         measured, busy = [], 0.0
+        ran: list[str] = []
         for seed in seeds:
             experiment = self.study.experiment(values, seed)
             judge = self._judge(trial) if seed == seeds[0] else None
             run_id, seconds = self._run(trial, experiment, judge)
+            ran.append(run_id)
+            trial.set_user_attr(RUNS, ran)
             measured.append(self._measured(run_id))
             busy += seconds
         means = [statistics.fmean(of_seeds) for of_seeds in zip(*measured, strict=True)]
