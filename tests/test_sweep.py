@@ -13,6 +13,7 @@ import pytest
 import studies
 import tiny
 import torch
+from mlflow.tracking._tracking_service import utils
 from optuna.pruners import BasePruner, ThresholdPruner
 
 from flowbench.__main__ import main
@@ -43,6 +44,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def copy(swept: Path, tmp_path: Path) -> Store:
     """A copy of these, to be changed."""
+    utils._artifact_repos_cache.clear()  # MLflow's, by run: it would write to the original's files
     return Store(Path(shutil.copytree(swept, tmp_path / "results")))
 
 
