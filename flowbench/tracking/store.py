@@ -43,8 +43,8 @@ logging.getLogger("mlflow").setLevel(logging.WARNING)
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 PARENT = "mlflow.parentRunId"
-TRAINING = "mlflow.experimentKind", "custom_model_development"
-"""Tag of an experiment that lets MLflow's page open on runs, not on traces of language models."""
+KIND, TRAINING = "mlflow.experimentKind", "custom_model_development"
+"""Tag of an experiment by which MLflow knows that its runs train models; and its value."""
 CONFIG = "config.yaml"
 TRACEBACK = "traceback.txt"
 PRUNED = "flowbench.pruned"
@@ -106,10 +106,12 @@ class Store:
                 if found.lifecycle_stage == "deleted":
                     self.client.restore_experiment(found.experiment_id)
                     say(f"experiment {name} was deleted: it is restored with its runs")
-                return str(found.experiment_id)
-            location = f"{self.artifacts}/{name}" if self.artifacts else None
-            made = str(self.client.create_experiment(name, artifact_location=location))
-            self.client.set_experiment_tag(made, *TRAINING)
+                made = str(found.experiment_id)
+            else:
+                location = f"{self.artifacts}/{name}" if self.artifacts else None
+                made = str(self.client.create_experiment(name, artifact_location=location))
+            if not found or KIND not in found.tags:
+                self.client.set_experiment_tag(made, KIND, TRAINING)
             return made
 
     def start(self, group: str, name: str, tags: Mapping[str, str]) -> str:
