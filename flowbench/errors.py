@@ -35,3 +35,14 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, run_id: str = "") -> None:
         super().__init__(message)
         self.run_id = run_id
+
+
+def last_line(error: Exception) -> str:
+    r"""Return the last line of an error's text, or the name of its type where it has none.
+
+    Example:
+        >>> last_line(OSError("while reading\nno network")), last_line(ValueError())
+        ('no network', 'ValueError')
+    """
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision import datasets
 
 from flowbench.config import Data
-from flowbench.data import load, mnist5k, photos
+from flowbench.data import load, mnist5k, photos, prepare
 from flowbench.errors import UsageError
 from flowbench.size import image_shape
 
@@ -131,6 +131,7 @@ def test_cifar_is_read_from_its_archive_in_root_and_unpacked_once(cifar, tmp_pat
     assert splits.test.pixels.flatten(1).numpy().tolist() == batch["data"].tolist()
     assert splits.test.labels.tolist() == batch["labels"]
     cifar.unlink()
+    prepare(data)  # all is there: without a network
     assert load(data).test.pixels.equal(splits.test.pixels)
 
 

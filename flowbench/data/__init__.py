@@ -51,4 +51,4 @@ def prepare(data: Data) -> None:
     if data.name in mnist.TORCHVISION:
         mnist.find(data)
     elif data.name in colour.CLASSES:
-        colour.find(data)
+        colour.prepare(data)

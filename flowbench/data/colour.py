@@ -15,7 +15,7 @@ from flowbench.atomic import locked
 from flowbench.config import Data
 from flowbench.data.images import Images, Splits
 from flowbench.data.split import split
-from flowbench.errors import UsageError
+from flowbench.errors import UsageError, last_line
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "svhn": 10}
 """The sets and their number of classes."""
@@ -33,6 +33,17 @@ def read(data: Data) -> Splits:
     return Splits(train, val, test, classes=CLASSES[data.name])
 
 
+def prepare(data: Data) -> None:
+    """Download the files of ``data.name`` unless they are there; they are checked when read.
+
+    Raises:
+        UsageError: They cannot be downloaded.
+    """
+    names = _unpacked(_class(data.name))
+    if not any(all((place / name).is_file() for name in names) for place in _places(data)):
+        find(data)
+
+
 def find(data: Data) -> tuple[Any, Any]:
     """Open the training and test images, downloaded if need be, in torchvision's classes.
 
@@ -42,11 +53,9 @@ def find(data: Data) -> tuple[Any, Any]:
     Raises:
         UsageError: They are in neither and cannot be downloaded, or an archive is not the official.
     """
-    from torchvision import datasets  # two seconds that only these sets are worth
+    from torchvision.datasets.utils import check_integrity
 
-    root, name = Path(data.root), data.name
-    of = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "svhn": datasets.SVHN}[name]
-    places = root / name, root
+    name, of, places = data.name, _class(data.name), _places(data)
     for place in places:
         with contextlib.suppress(RuntimeError):
             return _open(of, place, download=False)
@@ -54,7 +63,7 @@ def find(data: Data) -> tuple[Any, Any]:
     there = [place / archive for place in places for archive in archives]
     there = [path for path in there if path.is_file()]
     for path in there:
-        if not datasets.utils.check_integrity(path, archives[path.name]):
+        if not check_integrity(path, archives[path.name]):
             raise UsageError(
                 f"{path}: expected the official archive of {name}, of MD5 {archives[path.name]}: "
                 f"remove it, and it is downloaded again"
@@ -64,11 +73,20 @@ def find(data: Data) -> tuple[Any, Any]:
         with locked(place / ".lock"), contextlib.redirect_stdout(sys.stderr):
             return _open(of, place, download=True)  # an archive that is there is only unpacked
     except (RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise UsageError(
             f"data.name = {name!r} needs {', '.join(archives)} in {places[0]}, and downloading "
-            f"failed ({reason}); data.name = 'digits-on-photos' needs no files"
+            f"failed ({last_line(error)}); data.name = 'digits-on-photos' needs no files"
         ) from error
+
+
+def _class(name: str) -> Any:
+    from torchvision import datasets  # two seconds that only these sets are worth
+
+    return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "svhn": datasets.SVHN}[name]
+
+
+def _places(data: Data) -> tuple[Path, Path]:
+    return Path(data.root) / data.name, Path(data.root)
 
 
 def _open(of: Any, root: Path, download: bool) -> tuple[Any, Any]:
@@ -82,6 +100,13 @@ def _archives(of: Any) -> dict[str, str]:
     if hasattr(of, "split_list"):
         return {of.split_list[part][1]: of.split_list[part][2] for part in ("train", "test")}
     return {of.filename: of.tgz_md5}
+
+
+def _unpacked(of: Any) -> list[str]:
+    """Names of the files that are read."""
+    if hasattr(of, "split_list"):
+        return [*_archives(of)]
+    return [f"{of.base_folder}/{name}" for name, _ in of.train_list + of.test_list]
 
 
 def _images(opened: Any) -> Images:

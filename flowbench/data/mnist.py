@@ -15,7 +15,7 @@ from flowbench.config import Data
 from flowbench.data import idx
 from flowbench.data.images import Images, Splits
 from flowbench.data.split import split
-from flowbench.errors import UsageError
+from flowbench.errors import UsageError, last_line
 
 CLASSES = 10
 FILES = (
@@ -70,10 +70,9 @@ def find(data: Data) -> list[Path]:
     try:
         _download(root, name)
     except (RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise UsageError(
             f"data.name = {name!r} needs {', '.join(FILES)} (raw or .gz) in {root / name}, and "
-            f"downloading them failed ({reason}); data.name = 'mnist-5k' needs no files"
+            f"downloading them failed ({last_line(error)}); data.name = 'mnist-5k' needs no files"
         ) from error
     return there(data)
 
