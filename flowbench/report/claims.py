@@ -160,10 +160,7 @@ def across(found: Sequence[Analysis]) -> list[Claim]:
     def say(value: Interval) -> str:
         return confidence(value, found[0].quality.unit)
 
-    verdicts: list[Verdict] = [
-        "supported" if one.low > 0 else "contradicted" if one.high < 0 else "undecided"
-        for one in grown.values()
-    ]
+    verdicts = [above(value) for value in grown.values()]
     weakest = _weakest(grown, say, abs)
     listed = _listed(grown, say, "growth of the difference")
     return [Claim(text, agreed(verdicts), weakest, listed, "variance")]
@@ -179,6 +176,11 @@ def verdict(value: Interval) -> Verdict:
     if value.high < 0:
         return "supported"
     return "contradicted" if value.low > 0 else "undecided"
+
+
+def above(value: Interval) -> Verdict:
+    """Judge the claim that a difference is above 0."""
+    return verdict(Interval(-value.mean, -value.high, -value.low, value.n))
 
 
 def agreed(verdicts: list[Verdict]) -> Verdict:
@@ -424,10 +426,7 @@ def _telling(analysis: Analysis) -> list[Claim]:
     def say(value: Interval) -> str:
         return confidence(value, "")
 
-    verdicts: list[Verdict] = [
-        "supported" if one.low > 0 else "contradicted" if one.high < 0 else "undecided"
-        for one in found.values()
-    ]
+    verdicts = [above(value) for value in found.values()]
     text = "Our own question: the spline's likelihood tells other images better than affine's."
     listed = _listed(found, say, "AUROC of likelihood, minus the affine flow's")
     return [Claim(text, agreed(verdicts), _weakest(found, say, abs), listed, "telling")]
