@@ -74,6 +74,12 @@ def train(arguments: Sequence[str]) -> None:
     parser = parsing.experiment_parser("flowbench train", _first_line(train))
     _add_results(parser)
     parser.add_argument("--resume", metavar="RUN", help="continue this stopped run")
+    if "--help-all" in arguments:
+        print(parser.format_help())
+        return
+    if {"-h", "--help"} & set(arguments):
+        print(parsing.short_help(parser))
+        return
     experiment, parsed = parsing.parse(parser, arguments)
     say("loading torch and lightning")
     from flowbench.experiment import run

@@ -110,11 +110,36 @@ def _parser_of(kind: type, name: str | None = None) -> "ArgumentParser":
     return _parser(kind, kind.__name__.lower(), name=name)
 
 
+COMMON = (
+    *("config", "resume", "results", "name", "seed"),
+    *("model.transform", "model.blocks", "model.layers", "model.width", "model.patch"),
+    *("data.name", "data.root", "data.noise", "data.batch"),
+    *("optim.lr", "optim.ema", "trainer", "seconds", "compile"),
+)
+"""The options that the short help lists."""
+
+
 def experiment_parser(prog: str, description: str = "") -> "ArgumentParser":
     """Make a parser of every option of an experiment, in YAML (``--config``) and dotted."""
     parser = _parser(Experiment, prog, description)
+    parser.usage = "%(prog)s [--config FILE] [--OPTION VALUE ...]"
     parser.add_argument("--config", action="config", help="YAML file of options")
     return parser
+
+
+def short_help(parser: "ArgumentParser") -> str:
+    """List the common options of an experiment's parser, a line each."""
+    lines = [f"usage: {parser.prog} [--config FILE] [--OPTION VALUE ...]", ""]
+    lines += [str(parser.description), ""]
+    actions = {action.dest: action for action in parser._actions}
+    for name in COMMON:
+        action = actions[name]
+        words = " ".join(str(action.help).split()).split(". ")[0].split("; ")[0].rstrip("., ")
+        usual = "" if action.default in (None, "==SUPPRESS==") else f" [{action.default}]"
+        lines.append(f"  --{name:<17} {words}{usual}")
+    return "\n".join(
+        [*lines, "", "--help-all lists every option, with its type and what it means."]
+    )
 
 
 def _parser(
