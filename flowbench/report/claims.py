@@ -392,13 +392,15 @@ def _functions(analysis: Analysis) -> Claim:
         for one in analysis.effects
         if one.option == TRANSFORM and one.base == SPLINE and _is_other(one.value) and one.loss.n
     ]
-    if not found or not any(one.time.n for one in found):
-        return _open(text, "needs RQS K=8 and other functions, each with the machine to itself")
+    if not found:
+        return _open(text, "needs RQS K=8 and other functions")
     limit = _tolerated(analysis.quality.unit)
 
     def say(one: Effect) -> str:
-        time = confidence(one.time, "times the time", places=2, sign="-")
-        return f"{confidence(one.loss, analysis.quality.unit)}, {time}"
+        loss = confidence(one.loss, analysis.quality.unit)
+        if not one.time.n:
+            return f"{loss}, no times"
+        return f"{loss}, {confidence(one.time, 'times the time', places=2, sign='-')}"
 
     verdicts: list[Verdict] = []
     for one in found:

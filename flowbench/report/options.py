@@ -77,7 +77,7 @@ def effects(runs: pd.DataFrame, patches: pd.DataFrame, metric: str) -> list[Effe
     transforms = set(runs[TRANSFORM])
     if AFFINE not in transforms and CLIPPED in transforms:
         found += _effects(runs, TRANSFORM, metric, CLIPPED)
-    if len(transforms) > 3 and SPLINE in transforms and AFFINE not in transforms:
+    if len(transforms) > 2 and SPLINE in transforms and AFFINE not in transforms:
         found += _effects(runs, TRANSFORM, metric, SPLINE)
     return found
 
