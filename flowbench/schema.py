@@ -160,6 +160,7 @@ def _measured() -> list[Column]:
         metric("samples/nonfinite", "samples that are not finite", "minimize", 4),
         metric("samples/per_second", "samples/s", "maximize", 0, "Samples drawn per second"),
         metric("roundtrip/max", "largest error of a round trip", "minimize", 6),
+        metric("roundtrip/steps", "most steps of a searched inverse", places=0),
         metric("bayes/accuracy", "Bayes accuracy", "maximize"),
         metric("bayes/ece", "Bayes calibration error", "minimize"),
         metric("bayes/log_loss", "Bayes log loss (nats/image)", "minimize"),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flowbench.errors import UsageError
 from flowbench.transforms import Elementwise, parse
+from flowbench.transforms.root import ITERATIONS, counting
 
 B, FLOOR = 4.0, 1e-3
 X = np.linspace(-3.999, 3.999, 997)
@@ -251,3 +252,18 @@ def test_without_zuko_its_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_numbers_are_told(name: str) -> None:
     with pytest.raises(UsageError):
         parse(name)
+
+
+@pytest.mark.parametrize("name", ["cubic-8", "crat", "mol-4"])
+def test_a_search_stops_early_and_its_steps_are_counted(name: str) -> None:
+    transform = parse(name)
+    torch.manual_seed(0)
+    params, z = torch.randn(500, 4, transform.num_params), torch.randn(500, 4)
+    with counting() as steps:
+        x, _ = transform.inverse(z, params)
+    assert steps
+    assert 3 < max(steps) < ITERATIONS
+    assert torch.allclose(transform.forward(x, params)[0], z, atol=1e-4)
+    with counting() as none:
+        parse("rqs-8").inverse(z, torch.randn(500, 4, parse("rqs-8").num_params))
+    assert none == []

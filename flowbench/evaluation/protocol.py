@@ -36,6 +36,7 @@ from flowbench.flow import Flow
 from flowbench.seeding import generator
 from flowbench.size import image_shape
 from flowbench.terminal import say
+from flowbench.transforms.root import counting
 
 ROUND_TRIPS = 100
 MOST_BROKEN = 0.01
@@ -226,7 +227,10 @@ def _density(
     images = splits.test.pixels[:ROUND_TRIPS]
     y = torch.full((len(images),), -1) if splits.test.labels is None else splits.test.labels
     noisy = dequantise(images, generator(TEST_NOISE))
-    found.metrics["roundtrip/max"] = roundtrip(flow, noisy, y[:ROUND_TRIPS])
+    with counting() as steps:
+        found.metrics["roundtrip/max"] = roundtrip(flow, noisy, y[:ROUND_TRIPS])
+    if steps:
+        found.metrics["roundtrip/steps"] = max(steps)
 
 
 def _patches(found: Evaluation, pixels: Tensor, splits: Splits, patch: int) -> None:

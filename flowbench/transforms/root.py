@@ -1,7 +1,8 @@
 """Inverses without a closed form: Newton's method, kept inside a bracket by bisection."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -12,6 +13,19 @@ four to eight; a step of it that leaves the bracket or gains little is replaced 
 bisection."""
 CONVERGED = 4.0
 """Machine epsilons, times |x| + 1 or |z| + 1, within which x or forward(x) is as good as found."""
+
+_counts: list[int] | None = None
+
+
+@contextmanager
+def counting() -> Iterator[list[int]]:
+    """Keep the number of steps of every search inside."""
+    global _counts
+    before, _counts = _counts, []
+    try:
+        yield _counts
+    finally:
+        _counts = before
 
 
 def root(
@@ -35,7 +49,9 @@ def root(
         low, high = torch.minimum(low, high), torch.maximum(low, high)
         x = torch.minimum(torch.maximum(z, low), high)
         moved = high - low
-        for _ in range(ITERATIONS):
+        taken = 0
+        while taken < ITERATIONS:
+            taken += 1
             value, log_slope = forward(x)
             low, high = torch.where(value <= z, x, low), torch.where(value >= z, x, high)
             error = z - value
@@ -48,6 +64,8 @@ def root(
             x, moved = x + step, step.abs()
             if not torch.compiler.is_compiling() and found.all():
                 break
+    if _counts is not None:
+        _counts.append(taken)
     value, log_slope = forward(x)
     step = (z - value) * torch.exp(-log_slope.detach())
     far = step.abs() > math.sqrt(near) * (1 + x.abs())  # the function is flat: only gradients move
