@@ -154,7 +154,7 @@ def _parser(
             raise UsageError(_plainly(message, kind)) from ex
 
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = OneLine(prog=prog, description=description)
+    parser = OneLine(prog=prog, description=description, allow_abbrev=False)
     parser.add_class_arguments(kind, name)
     return parser
 

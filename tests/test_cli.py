@@ -405,7 +405,7 @@ def test_an_unreadable_image_is_named(
     results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for number in range(12):
-        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+        Image.new("RGB", (28, 28)).save(tmp_path / f"{number}.png")
     (tmp_path / "7.png").write_bytes(b"no image")
     options = {"data__name": "folder", "data__root": tmp_path, "data__size": 28}
     assert "7.png" in told(capsys, "train", *tiny.arguments(results, **options), results=results)

@@ -62,6 +62,7 @@ def test_all_is_measured_under_the_names_of_its_protocol(cache: Path) -> None:
         *("test/failed", "val/failed", "samples/nonfinite", "roundtrip/max"),
         "samples/per_second",
         *("bayes/accuracy", "bayes/ece", "bayes/images"),
+        *("bayes/log_loss", "bayes/entropy", "bayes/excess"),
         *("patches/ratio", "patches/ratio_low", "patches/ratio_high"),
         *(f"{score}_digits{floor}" for score in scores for floor in ("", "_floor")),
         *("fidelity/samples", "fidelity/real", "fidelity/kid_subset"),

@@ -59,6 +59,7 @@ def two(tmp_path: Path) -> StudyFile:
     return studies.study(tmp_path, seeds=[0])
 
 
+@pytest.mark.slow
 def test_a_spent_budget_starts_nothing_and_the_same_command_goes_on(
     two: StudyFile, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:

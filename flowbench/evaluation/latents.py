@@ -230,8 +230,9 @@ def slerp(start: Tensor, end: Tensor, share: float) -> Tensor:
         ``[N, T, D]`` both -> ``[N, T, D]``
 
     Example:
-        >>> slerp(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 1.0]]]), 0.5).norm().item()
-        1.0
+        >>> start, end = torch.tensor([[[3.0, 0.0]]]), torch.tensor([[[0.0, 5.0]]])
+        >>> round(slerp(start, end, 0.5).norm().item(), 4)
+        4.0
     """
     flat = [side.flatten(1).double() for side in (start, end)]
     norms = [side.norm(dim=1, keepdim=True) for side in flat]
