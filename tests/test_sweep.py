@@ -27,6 +27,7 @@ from flowbench.sweep.parent import journal, sweep
 from flowbench.sweep.planned import END, INDEX, OVERHEAD, OWNER, PlannedTrials
 from flowbench.sweep.stop import Stop
 from flowbench.sweep.storage import Storage
+from flowbench.tracking import tables
 from flowbench.tracking.provenance import STARTED, owner
 from flowbench.tracking.store import PARENT, Store
 
@@ -120,6 +121,17 @@ def test_a_complete_study_runs_nothing_again(copy: Store, tmp_path: Path) -> Non
     run_id = sweep(which, copy)
     assert tiny.runs(copy) == before
     assert copy.get(run_id).info.status == "FINISHED"
+
+
+def test_the_report_of_a_study_describes_its_parent_run(copy: Store) -> None:
+    assert main(["report", "which/quick", "--results", str(copy.results)]) == 0
+    run = copy.get(tables.study_parent(copy, "which/quick").info.run_id)
+    note = run.data.tags["mlflow.note.content"]
+    assert note.startswith("**Question.** Which?")
+    assert "**Answer.**" in note
+    kept = {Path(file.path).name for file in copy.client.list_artifacts(run.info.run_id, "report")}
+    assert {"report.html", "bpd.png"} <= kept
+    assert not any(name.endswith(".csv") for name in kept)
 
 
 SELDOM = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("parent", "experiment")]
