@@ -25,25 +25,27 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def flowbench(installed: Path, empty: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
-    command = [sys.executable, "-m", "flowbench", *arguments]
+def python(
+    installed: Path, empty: Path, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, cwd=empty, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, *arguments],
+        cwd=empty,
+        env={**os.environ, "PYTHONPATH": str(installed), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
     )
+
+
+def flowbench(installed: Path, empty: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return python(installed, empty, "-m", "flowbench", *arguments)
 
 
 def test_it_is_the_wheels_package_that_runs(installed: Path, tmp_path: Path) -> None:
     code = "import flowbench; print(flowbench.__file__)"
-    environment = {**os.environ, "PYTHONPATH": str(installed)}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = python(installed, tmp_path, "-c", code)
+    assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(str(installed))
 
 
@@ -67,17 +69,6 @@ def test_kernels_are_built_from_the_sources_in_it(installed: Path, tmp_path: Pat
         "import torch; from flowbench import Flow; "
         "print(Flow((1, 28, 28), transform='rqs-8', blocks=1, layers=1, width=32).kernels())"
     )
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(installed),
-        "XDG_CACHE_HOME": str(tmp_path / "cache"),
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = python(installed, tmp_path, "-c", code, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
     assert done.stdout.split() in (["layer", "rqs"], ["none"])  # none: no compiler here

@@ -14,9 +14,9 @@ from torchmetrics.functional.classification import (
 
 from flowbench.data.images import Images
 from flowbench.errors import Diverged, UsageError
+from flowbench.evaluation.density import noisy
 from flowbench.evaluation.likelihood import Dequantise
 from flowbench.flow import Flow
-from flowbench.seeding import generator
 
 BINS = 15
 
@@ -29,9 +29,9 @@ class Classification:
         metrics: ``bayes/accuracy``, ``bayes/ece`` (expected calibration error: the mean distance
             of confidence from accuracy, over bins) and ``bayes/images``. In nats per image:
             ``bayes/log_loss``, the mean of −log p(label | image), and the two parts of it:
-            ``bayes/entropy``, the mean entropy of the posterior, which is what the images leave
-            open as far as the flow can tell, and ``bayes/excess``, the rest: 0 on average for the
-            true densities, so it is the flow's error.
+            ``bayes/entropy``, the mean entropy of the posterior, and ``bayes/excess``, the rest.
+            The entropy is how unsure the flow is. The excess is its error: with the true
+            densities it would be 0 on average.
         confusion: A row for each ``label`` and ``predicted`` class: the ``count`` of images.
         calibration: A row for each of 15 equal bins of confidence: mean ``confidence``,
             ``accuracy`` (both NaN where the bin is empty) and ``count``.
@@ -43,6 +43,31 @@ class Classification:
 
 
 @torch.no_grad()
+def log_prob_of_classes(
+    flow: Flow, pixels: Tensor, dequantise: Dequantise, seed: int, batch: int
+) -> Tensor:
+    """Log-density of noisy images under every label, in nats; without classes under none.
+
+    Args:
+        flow: A flow, on any device.
+        pixels: Images.
+        dequantise: Adds the noise, on the CPU; the same noise under every label.
+        seed: Decides the noise: that of image i follows from it and i alone.
+        batch: Images in a batch, in which each one is once for every class.
+
+    Shape:
+        uint8 ``[N, C, H, W]`` -> float64 ``[N, classes]``, or ``[N, 1]`` without classes
+    """
+    weight, classes = next(flow.parameters()), max(1, flow.classes)
+    found = []
+    for index in torch.arange(len(pixels)).split(max(1, batch // classes)):
+        x = noisy(pixels, index, dequantise, seed).repeat_interleave(classes, 0)
+        y = torch.arange(classes).repeat(len(index)).to(weight.device) if flow.classes else None
+        of_all = flow.log_prob(x.to(weight), y).cpu().double()
+        found.append(of_all.unflatten(0, (len(index), classes)))
+    return torch.cat(found)
+
+
 def classify(
     flow: Flow, images: Images, dequantise: Dequantise, count: int, seed: int, batch: int
 ) -> Classification:
@@ -66,15 +91,8 @@ def classify(
         raise UsageError(
             "classification by Bayes' rule: valid are labelled images under a flow with classes"
         )
-    weight = next(flow.parameters())
-    log_prob = []
-    for index in torch.arange(min(count, len(images))).split(max(1, batch // flow.classes)):
-        pairs = zip(images.pixels[index], index.tolist(), strict=True)
-        x = torch.stack([dequantise(pixels, generator(seed, i)) for pixels, i in pairs])
-        y = torch.arange(flow.classes).repeat(len(x))
-        of_all = flow.log_prob(x.repeat_interleave(flow.classes, 0).to(weight), y.to(weight.device))
-        log_prob.append(of_all.cpu().double().unflatten(0, (len(x), flow.classes)))
-    posterior = torch.cat(log_prob).log_softmax(1)
+    log_prob = log_prob_of_classes(flow, images.pixels[:count], dequantise, seed, batch)
+    posterior = log_prob.log_softmax(1)
     if broken := int(posterior.isnan().any(1).sum()):
         raise Diverged(
             f"classification by Bayes' rule: {broken} of {len(posterior)} log-densities are not "

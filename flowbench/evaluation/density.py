@@ -22,6 +22,16 @@ TEST_NOISE = 6329
 """Seed of the noise of test images."""
 
 
+def noisy(pixels: Tensor, index: Tensor, dequantise: Dequantise, seed: int) -> Tensor:
+    """Add noise to some of many images; that of image i follows from the seed and i alone.
+
+    Shape:
+        uint8 ``[N, C, H, W]``, int64 ``[n]`` -> float32 ``[n, C, H, W]``
+    """
+    pairs = zip(pixels[index], index.tolist(), strict=True)
+    return torch.stack([dequantise(image, generator(seed, i)) for image, i in pairs])
+
+
 @dataclass(frozen=True)
 class Density:
     """The likelihood of images under a flow.

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from flowbench.data.images import Images, Splits
 from flowbench.errors import UsageError
-from flowbench.evaluation.density import TEST_NOISE
+from flowbench.evaluation.density import TEST_NOISE, noisy
 from flowbench.evaluation.likelihood import Dequantise
 from flowbench.evaluation.patches import patch_table
-from flowbench.evaluation.sampling import Sampling, draw, to_pixels
+from flowbench.evaluation.sampling import Sampling, draw, fitting, to_pixels
 from flowbench.flow import Flow, patchify, unpatchify
 from flowbench.seeding import generator
 from flowbench.terminal import say
@@ -74,10 +74,8 @@ def explore(
     if count < 10:
         raise UsageError(f"--images {count} is not valid: at least 10")
     say(f"mapping {2 * count} images to noise")
-    sides = {
-        name: _first(images, count)
-        for name, images in (("train", splits.train), ("test", splits.test))
-    }
+    whole = {"train": splits.train, "test": splits.test}
+    sides = {name: own.take(torch.arange(min(count, len(own)))) for name, own in whole.items()}
     maps = {name: stages(flow, images, dequantise, batch) for name, images in sides.items()}
     test, known = sides["test"], maps["test"]
     gaussian = [
@@ -114,8 +112,7 @@ def stages(flow: Flow, images: Images, dequantise: Dequantise, batch: int) -> Te
     weight, parts = next(flow.parameters()), []
     labels = _labels(flow, images)
     for index in torch.arange(len(images)).split(batch):
-        own = zip(images.pixels[index], index.tolist(), strict=True)
-        x = torch.stack([dequantise(image, generator(TEST_NOISE, i)) for image, i in own])
+        x = noisy(images.pixels, index, dequantise, TEST_NOISE)
         found = [patchify(x, flow.patch)]
         steps = flow.trace(x.to(weight), labels[index].to(weight.device))
         for block, step in zip(flow.blocks, steps, strict=True):
@@ -279,11 +276,11 @@ def _nearest(pixels: Tensor, among: Tensor) -> tuple[Array, Array]:
 @torch.no_grad()
 def _decode(flow: Flow, z: Tensor, y: Tensor) -> Tensor:
     """Invert the flow, so many images at a time; ``[N, T, D]`` -> ``[N, C, H, W]`` on the CPU."""
-    weight = next(flow.parameters())
+    weight, together = next(flow.parameters()), fitting(flow)
     return torch.cat(
         [
             flow.inverse(part.to(weight), labels.to(weight.device)).cpu()
-            for part, labels in zip(z.split(128), y[: len(z)].split(128), strict=True)
+            for part, labels in zip(z.split(together), y[: len(z)].split(together), strict=True)
         ]
     )
 
@@ -299,8 +296,3 @@ def _labels(flow: Flow, images: Images) -> Tensor:
     if images.labels is None or not flow.classes:
         return torch.full((len(images),), -1)
     return images.labels
-
-
-def _first(images: Images, count: int) -> Images:
-    labels = None if images.labels is None else images.labels[:count]
-    return Images(images.pixels[:count], labels)
