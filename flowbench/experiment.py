@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lightning.pytorch import Callback, Trainer, seed_everything
 
-from flowbench import measure, schema
+from flowbench import measure
 from flowbench.callbacks import Average, Budget, EpochClock, EpochRecord, EveryEpochs
 from flowbench.checkpoint import CheckpointCallback, check_resumable
 from flowbench.config import Experiment
@@ -88,9 +88,7 @@ def run(
 
     first = trainer.is_global_zero
     clock, lines = EpochClock(), EpochLines(label or experiment.model.transform)
-    spread = f"{data.splits.spread:.4f}"
-    of_run = {**(tags or {}), schema.IMAGES: data.splits.digest, schema.SPREAD: spread}
-    recording = Recording(module, store, of_run, resume, lines, judge)
+    recording = Recording(module, data.splits, store, tags or {}, resume, lines, judge)
     record = EpochRecord(clock, module.trained, module.evaluated, recording.epoch)
     checkpoints = CheckpointCallback(lambda: store.checkpoint(recording.run_id), clock)
     try:

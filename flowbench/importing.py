@@ -9,12 +9,12 @@ import torch
 from flowbench import schema
 from flowbench.checkpoint import load, read
 from flowbench.errors import UsageError
-from flowbench.recording import facts
+from flowbench.recording import facts, start
 from flowbench.terminal import say
 from flowbench.tracking.store import Store
 
-HASH = "flowbench.imported"
-"""Tag with what tells an imported checkpoint from all others: its hash."""
+IMPORTED = "flowbench.imported"
+"""Tag that names an imported checkpoint: by its experiment, its images and when it began."""
 
 
 def bring(places: list[Path], store: Store) -> Iterator[str]:
@@ -46,16 +46,13 @@ def _one(path: Path, store: Store) -> str:
             f"of flowbench train is in its store already"
         )
     module = load(path)
-    digest = f"{module.experiment.digest()}-{about['tags'][schema.IMAGES]}-{about['tags']['began']}"
-    if known := store.search(f"tags.`{HASH}` = '{digest}'"):
+    experiment, tags = module.experiment, about["tags"]
+    own = f"{experiment.digest()}-{tags[schema.IMAGES]}-{tags['began']}"
+    if known := store.search(f"tags.`{IMPORTED}` = '{own}'"):
         say(f"{path} is recorded already")
         return str(known[0].info.run_id)
-    experiment = module.experiment
-    name = f"{experiment.model.transform} seed {experiment.seed}"
-    role = {"flowbench.role": "run", "flowbench.digest": experiment.digest(), HASH: digest}
-    run_id = store.start(experiment.name, name, role)
+    run_id = start(store, experiment, {**tags, IMPORTED: own})
     with store.closing(run_id):
-        # The tags of this process tell who closes the run; where it trained is said afterwards.
         store.describe(
             run_id, experiment, facts(module.flow, experiment, torch.device("cpu")) | about["facts"]
         )
@@ -64,7 +61,9 @@ def _one(path: Path, store: Store) -> str:
             store.log(run_id, values, int(epoch["epoch"]))
         measured = {key: v for key, v in about["measured"].items() if key.startswith("test/")}
         store.log(run_id, measured, int(about["history"][-1]["epoch"]))
-        store.tag(run_id, about["tags"])
+        store.tag(
+            run_id, tags
+        )  # versions and machine are those of the training, not of this process
         kept = store.checkpoint(run_id)
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, kept)

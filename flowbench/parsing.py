@@ -129,8 +129,7 @@ def experiment_parser(prog: str, description: str = "") -> "ArgumentParser":
 
 def short_help(parser: "ArgumentParser") -> str:
     """List the common options of an experiment's parser, a line each."""
-    lines = [f"usage: {parser.prog} [--config FILE] [--OPTION VALUE ...]", ""]
-    lines += [str(parser.description), ""]
+    lines = [parser.format_usage().strip(), "", str(parser.description), ""]
     actions = {action.dest: action for action in parser._actions}
     for name in COMMON:
         action = actions[name]

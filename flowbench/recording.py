@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from flowbench import schema
 from flowbench.config import Experiment
+from flowbench.data import Splits
 from flowbench.errors import UsageError
 from flowbench.evaluation.likelihood import bits_per_dim
 from flowbench.flow import Flow
@@ -28,6 +29,7 @@ class Recording(Callback):
 
     Args:
         module: The module in training.
+        splits: Its images, of which a new run says which they are.
         store: Where the run is recorded.
         tags: Tags of a new run, in addition to those of every run.
         resume: Id of the stopped run that goes on; it is opened at once.
@@ -42,6 +44,7 @@ class Recording(Callback):
     def __init__(
         self,
         module: FlowModule,
+        splits: Splits,
         store: Store,
         tags: Mapping[str, str],
         resume: str | None,
@@ -50,6 +53,7 @@ class Recording(Callback):
     ) -> None:
         self.experiment = module.experiment
         self.flow = module.flow
+        self.splits = splits
         self.store = store
         self.tags = tags
         self.resume = resume
@@ -100,18 +104,28 @@ class Recording(Callback):
             self.store.log(self.run_id, metrics | _bits(metrics, self.experiment), epoch)
 
     def _start(self) -> str:
-        experiment = self.experiment
-        own = {"flowbench.role": "run", "flowbench.digest": experiment.digest()}
-        name = f"{experiment.model.transform} seed {experiment.seed}"
-        run_id = self.store.start(experiment.name, name, {**own, **self.tags})
-        self.store.data(run_id, experiment.data, self.tags[schema.IMAGES])
-        return run_id
+        return start(self.store, self.experiment, {**self.splits.tags, **self.tags})
 
     def _continue(self, run_id: str) -> str:
         if self.store.get(run_id).info.status == "FINISHED":
             raise UsageError(f"run {run_id} is finished: there is nothing to resume")
         self.store.reopen(run_id)
         return run_id
+
+
+def start(store: Store, experiment: Experiment, tags: Mapping[str, str]) -> str:
+    """Open a run of an experiment; return its id.
+
+    Args:
+        store: Where it is recorded.
+        experiment: Its configuration.
+        tags: Those of its images (``Splits.tags``), and others in addition to those of every run.
+    """
+    own = {"flowbench.role": "run", "flowbench.digest": experiment.digest()}
+    name = f"{experiment.model.transform} seed {experiment.seed}"
+    run_id = store.start(experiment.name, name, {**own, **tags})
+    store.data(run_id, experiment.data, tags[schema.IMAGES])
+    return run_id
 
 
 def facts(flow: Flow, experiment: Experiment, device: torch.device) -> dict[str, Any]:

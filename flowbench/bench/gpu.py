@@ -32,7 +32,6 @@ from flowbench.evaluation import likelihood
 from flowbench.evaluation.density import TEST_NOISE, density
 from flowbench.evaluation.sampling import Sampling, draw
 from flowbench.module import FlowModule
-from flowbench.schema import IMAGES, SPREAD
 from flowbench.terminal import say
 from flowbench.tracking.provenance import provenance
 from flowbench.trainer import known_warnings, make_trainer
@@ -270,6 +269,7 @@ def train(chosen: Experiment, path: Path) -> dict[str, Any]:
     )
     row = {"case": chosen.model.transform, "setting": f"{EPOCHS} epochs", **history[-1]}
     row |= {"training_seconds": clock.elapsed(), **tested.metrics}
+    where = facts()
     checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(checkpoint)
     checkpoint["flowbench"] |= {
@@ -277,12 +277,11 @@ def train(chosen: Experiment, path: Path) -> dict[str, Any]:
         "measured": row,
         "tags": {
             **provenance(),
-            IMAGES: data.splits.digest,
-            SPREAD: f"{data.splits.spread:.4f}",
+            **data.splits.tags,
             "began": began,
         },
         "facts": {
-            **{key: str(facts()[key]) for key in ("device", "threads")},
+            **{key: str(where[key]) for key in ("device", "threads")},
             "kernels": module.flow.kernels(chosen.compile, device()),
         },
     }

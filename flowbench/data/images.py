@@ -8,6 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from flowbench.schema import IMAGES, SPREAD
+
 
 @dataclass(frozen=True, eq=False)
 class Images:
@@ -96,6 +98,11 @@ class Splits:
     def shape(self) -> tuple[int, int, int]:
         """Channels, height and width of each image."""
         return self.train.shape
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """What a record says of the images: their hash, and the spread of their pixels."""
+        return {IMAGES: self.digest, SPREAD: f"{self.spread:.4f}"}
 
     @cached_property
     def spread(self) -> float:
