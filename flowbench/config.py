@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -137,6 +138,11 @@ class Data:
     """Mirror every training image with probability ½, left to right."""
     skip_unreadable: bool = False
     """folder: leave out the files that cannot be decoded instead of stopping at the first."""
+
+    @property
+    def places(self) -> tuple[Path, Path]:
+        """The directories in which a data set's files are looked for, in this order."""
+        return Path(self.root) / self.name, Path(self.root)
 
     def __post_init__(self) -> None:
         for key in ("batch", "size"):

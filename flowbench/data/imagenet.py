@@ -62,8 +62,7 @@ def _new(data: Data, size: int) -> Splits:
 
 def _find(data: Data, patterns: Sequence[str]) -> Path:
     """The directory that has all the files."""
-    places = Path(data.root) / data.name, Path(data.root)
-    missing = {place: [p for p in patterns if not any(place.glob(p))] for place in places}
+    missing = {place: [p for p in patterns if not any(place.glob(p))] for place in data.places}
     for place, names in missing.items():
         if not names:
             return place

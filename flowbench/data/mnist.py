@@ -79,8 +79,8 @@ def find(data: Data) -> list[Path]:
 
 def there(data: Data) -> list[Path]:
     """The four files where they are found without downloading; none unless all are there."""
-    root, name = Path(data.root), data.name
-    places = (root / name, root / TORCHVISION[name] / "raw", root)
+    own, root = data.places
+    places = (own, root / TORCHVISION[data.name] / "raw", root)
     return next(filter(None, map(_complete, places)), [])
 
 

@@ -60,8 +60,8 @@ def explore(
 ) -> Latents:
     """Measure and draw everything.
 
-    A flow with classes is given each image's own label, so its later latents need not tell the
-    class, and may tell it for that reason.
+    A flow with classes gets each image's own label. For that reason alone its latents may show the
+    class, or lack it.
 
     Args:
         flow: A trained flow in float32, on any device.

@@ -1,4 +1,4 @@
-"""What the images change: the spline's advantage by data set, and the telling of other images."""
+"""What the images change: the spline's advantage by data set, and how well other images show."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from flowbench.report.text import AFFINE, is_spline, ordered
 from flowbench.schema import DATA, SEED, SPREAD, TRANSFORM
 
 AUROC = {"auroc": "likelihood", "auroc_png": "and PNG", "auroc_typical": "typicality"}
-"""The scores by which other images are told, and their words in a table."""
+"""The scores that separate other images from a flow's own, and their headings in a table."""
 
 
 @dataclass(frozen=True)

@@ -85,8 +85,8 @@ def _page(found: Latents) -> Iterator[Block]:
         ]
         yield Paragraph(
             "Accuracy of a linear classifier of the class, fitted to training images and tried on "
-            "test images. A flow with classes is told them: what a block gives may lack the class "
-            "or show it for that reason alone."
+            "test images. A flow with classes gets every image's label: for that reason alone the "
+            "output of a block may show the class, or lack it."
         )
         yield Table(["after", "accuracy"], rows)
     yield Heading("How Gaussian the noise is")

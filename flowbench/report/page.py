@@ -212,8 +212,8 @@ def answer(analysis: Analysis) -> str:
             f"Seed by seed it is {number(-gap.mean)} below affine in validation "
             f"({_interval(limits(gap, negate=True), gap.n)})."
         )
-    told = _told(analysis)
-    return " ".join([*sentences, *told, *_effect(analysis), *_times(analysis, first)])
+    sentences += [*_other_images(analysis), *_effect(analysis), *_times(analysis, first)]
+    return " ".join(sentences)
 
 
 def _mean(best: pd.DataFrame, name: str, metric: str) -> float:
@@ -224,8 +224,8 @@ def _interval(ends: str, seeds: int) -> str:
     return ends if "no interval" in ends else f"95 % interval {ends}, {counted(seeds, 'seed')}"
 
 
-def _told(analysis: Analysis) -> Iterator[str]:
-    """Say how well the likelihood of the best spline tells other images, a sentence each."""
+def _other_images(analysis: Analysis) -> Iterator[str]:
+    """Say how likely a spline finds each other data set's images, a sentence each."""
     splines = [name for name in analysis.transforms if is_spline(name)]
     for one in tellings(analysis):
         if one.score == "auroc" and one.transform in splines and one.change.n:

@@ -257,11 +257,11 @@ def tellings(analysis: Analysis) -> Iterator[Block]:
         return
     changed = any(one.change.n for one in found)
     yield Paragraph(
-        "Area under the ROC curve by which a score tells test images of another data set from the "
-        "flow's own: 0.5 is chance, 1 perfect, below 0.5 the other images look less unusual than "
-        "the own. Scores: negative log-likelihood; that less the length of the image as PNG; its "
-        "distance from the training images' mean. Mean ± standard deviation over seeds; in "
-        "parentheses a 95 % interval over seeds of the change.",
+        "How well a score separates test images of another data set from the flow's own: area "
+        "under the ROC curve. 1 is perfect and 0.5 is chance; below 0.5 the other images look "
+        "less unusual than the flow's own. Scores: negative log-likelihood; that less the length "
+        "of the image as PNG; its distance from the training images' mean. Mean ± standard "
+        "deviation over seeds; in parentheses a 95 % interval over seeds of the change.",
         lead="Images of another kind.",
     )
     by_row: dict[tuple[str, str], list[datasets.Telling]] = {}
