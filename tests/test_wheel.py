@@ -1,6 +1,7 @@
 """The wheel, installed where no checkout is: studies, pretrained flows and kernels come with it."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,8 +17,14 @@ pytestmark = pytest.mark.slow
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with flowbench alone; everything else comes from this environment."""
     built, target = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("installed")
+    source = tmp_path_factory.mktemp("source")  # building writes there, from several processes
+    for name in ("flowbench", "sweeps"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
-    wheel = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(built), str(ROOT)]
+    wheel = [*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", str(built), str(source)]
     subprocess.run(wheel, check=True)
     made = next(built.glob("flowbench-*.whl"))
     assert zipfile.ZipFile(made).testzip() is None
