@@ -1,5 +1,6 @@
 """Callbacks around the training steps: timing, budget, averaged weights, recording."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -188,17 +189,14 @@ class Budget(Callback):
 class Steps(Callback):
     """Ends the training after a number of steps, and has that step's flow validated.
 
+    Their number is the module's ``last_step``: of the whole run, all of its sittings together.
     Lightning's own ``max_steps`` loses count of the epochs of a resumed run, and does not validate.
-
-    Args:
-        most: Steps of the whole run, all of its sittings together.
     """
-
-    def __init__(self, most: int) -> None:
-        self.most = most
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Train no further where all steps are done."""
+        assert isinstance(pl_module, FlowModule)
+        self.most = pl_module.last_step or math.inf
         trainer.should_stop |= trainer.global_step >= self.most
 
     def on_train_batch_end(

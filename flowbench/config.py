@@ -134,6 +134,8 @@ class Data:
     """folder, celeba: side in pixels to which images are resized and centre-cropped."""
     channels: Literal[1, 3] = 3
     """folder: 1 for grey, 3 for colour."""
+    train_images: int | None = None
+    """Training images to use, the first of the training part; null: all."""
     flip: bool = False
     """Mirror every training image with probability ½, left to right."""
     skip_unreadable: bool = False
@@ -147,6 +149,9 @@ class Data:
     def __post_init__(self) -> None:
         for key in ("batch", "size"):
             check(getattr(self, key) >= 1, f"data.{key}", getattr(self, key), "at least 1")
+        if self.train_images is not None:
+            valid = "an integer of at least 1, or null"
+            check(self.train_images >= 1, "data.train_images", self.train_images, valid)
         check(0 < self.noise_std < math.inf, "data.noise_std", self.noise_std, "a number above 0")
 
 
@@ -286,6 +291,9 @@ class Experiment:
     """Seconds of training (as in seconds_per_epoch) after which it ends; the learning rate falls
     over them. null: trainer.max_epochs decides. If both are given, the earlier ends the training;
     trainer.max_epochs = -1 is no limit."""
+    flops: float | None = None
+    """Training FLOPs (6 x parameters x patches x images seen) after which it ends, at the nearest
+    step. null: the others decide. With several of them, the earliest ends the training."""
     compile: bool = False
     """Train with torch.compile: faster on a GPU, after minutes of compilation in the first epoch,
     whose kernels are kept for later runs. On a CPU it gains nothing."""
@@ -297,6 +305,8 @@ class Experiment:
         check(0 <= self.seed < 2**32, "seed", self.seed, "an integer in [0, 2^32)")
         budget = self.seconds is None or 0 < self.seconds < math.inf
         check(budget, "seconds", self.seconds, "a number above 0, or null")
+        budget = self.flops is None or 0 < self.flops < math.inf
+        check(budget, "flops", self.flops, "a number above 0, or null")
 
         for part in self.name.split("/"):  # a study's name ends with its scale: bins/quick
             check_name("name", part)

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
+from flowbench import size
 from flowbench.config import Experiment
 from flowbench.errors import Diverged
 from flowbench.evaluation import likelihood
@@ -168,6 +169,13 @@ class FlowModule(LightningModule):
         """Log the means of the training, where no ``EpochRecord`` has taken them."""
         self.log_dict(self.trained.take(), sync_dist=self.trainer.world_size > 1)
 
+    @property
+    def last_step(self) -> int | None:
+        """The step that ends the training by steps or FLOPs; None where neither does."""
+        world = self.trainer.world_size * self.trainer.accumulate_grad_batches
+        images = self.experiment.data.batch * world
+        return size.last_step(self.experiment, self.flow.shape, self.classes, images)
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW with weight decay on matrices only, warm-up and cosine, stepped every batch.
 
@@ -187,8 +195,7 @@ class FlowModule(LightningModule):
         adam = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=not self._scaled())
         self.trainer.fit_loop.setup_data()  # else the number of batches may not be known yet
         total = self.trainer.estimated_stepping_batches  # infinite if seconds end the training
-        if (limit := self.experiment.trainer.get("max_steps") or -1) > 0:
-            total = min(total, limit)
+        total = min(total, self.last_step or math.inf)
         steps = math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches)
         warmup = min(optim.warmup_epochs * steps, total)
         floor = optim.min_lr / optim.lr

@@ -22,6 +22,9 @@ TRANSFORM, SEED = "model.transform", "seed"
 BLOCKS, LAYERS, WIDTH, PATCH = "model.blocks", "model.layers", "model.width", "model.patch"
 DATA, IMAGES, SPREAD = "data.name", "data_hash", "data_std"
 NOISE, BATCH, EPOCHS = "data.noise", "data.batch", "trainer.max_epochs"
+TRAIN_IMAGES = "data.train_images"
+FLOPS = 6
+"""Floating-point operations of a training step per parameter and token: 2 forward, 4 backward."""
 LAYERS_LISTED = "layers_by_block"
 """The column with the layers of every block, such as 1-1-6, where they are given as a list;
 ``model.layers`` is then their mean."""
@@ -209,7 +212,7 @@ TIMES = [SECONDS, "images_per_second", "training_seconds", "load", "samples/per_
 
 _NOT_SETTINGS = {"name", SEED, "data.root", "trainer"}
 _UNTIMED = {NOISE, "data.noise_std", EPOCHS, "trainer.max_steps", "optim.lr", "optim.betas"}
-_UNTIMED |= {f"optim.{name}" for name in ("weight_decay", "warmup_epochs", "min_lr")}
+_UNTIMED |= {"flops"} | {f"optim.{name}" for name in ("weight_decay", "warmup_epochs", "min_lr")}
 _LABELS = {
     DATA: "data",
     BATCH: "batch (images)",
@@ -246,7 +249,7 @@ def settings(columns: Iterable[str]) -> list[str]:
 
 def is_protocol(setting: str) -> bool:
     """Return whether losses of runs that differ in this setting measure different things."""
-    return setting.startswith("data.") and setting != BATCH
+    return setting.startswith("data.") and setting not in (BATCH, TRAIN_IMAGES)
 
 
 def is_timed(setting: str) -> bool:

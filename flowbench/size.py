@@ -7,6 +7,7 @@ import torch
 
 from flowbench.config import Data, Experiment, Model
 from flowbench.errors import UsageError
+from flowbench.schema import FLOPS
 from flowbench.transforms import parse
 from flowbench.vit import default_heads
 
@@ -44,6 +45,28 @@ def parameters(model: Model, shape: tuple[int, int, int], classes: int) -> int:
         in_layer += 2 * (width // (model.heads or default_heads(width)))
     around = ends + (tokens + classes) * width + first + (2 * width if model.final_norm else 0)
     return model.blocks * around + model.total_layers * in_layer
+
+
+def last_step(
+    experiment: Experiment, shape: tuple[int, int, int], classes: int, images: int
+) -> int | None:
+    """Return the step that ends the training, by ``trainer.max_steps`` or by ``flops``.
+
+    Args:
+        experiment: The whole configuration.
+        shape: Channels, height and width of the images.
+        classes: Number of classes; 0 where images have no labels.
+        images: Images in a step, of all devices.
+
+    Returns:
+        The number of steps; None where neither ends the training.
+    """
+    ends = [most] if (most := experiment.trainer.get("max_steps") or -1) > 0 else []
+    if experiment.flops:
+        tokens, _ = _grid(experiment.model, shape)
+        of_step = FLOPS * parameters(experiment.model, shape, classes) * tokens * images
+        ends.append(max(1, round(experiment.flops / of_step)))
+    return min(ends, default=None)
 
 
 def memory(experiment: Experiment, shape: tuple[int, int, int], classes: int) -> int:

@@ -313,6 +313,7 @@ def _as_grid(study: StudyFile) -> StudyFile:
 def _check_rounds(experiments: list[Experiment]) -> None:
     for experiment in experiments:
         check(experiment.seconds is None, "seconds", experiment.seconds, "null in mode timing")
+        check(experiment.flops is None, "flops", experiment.flops, "null in mode timing")
         rounds = experiment.trainer.get("max_epochs")
         valid = "the same integer of at least 2 for all points in mode timing: its rounds"
         shared = rounds == experiments[0].trainer.get("max_epochs")

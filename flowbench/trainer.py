@@ -59,18 +59,18 @@ def make_trainer(experiment: Experiment) -> Trainer:
             raise UsageError(f"unknown key trainer.{key}: valid are {', '.join(known)}")
     check_arguments(Trainer, options, "trainer")
     ends = {f"trainer.{key}": options.get(key) for key in ("max_epochs", "max_steps")}
-    if not (experiment.seconds or any((end or 0) > 0 for end in ends.values())):
+    budget = experiment.seconds or experiment.flops
+    if not (budget or any((end or 0) > 0 for end in ends.values())):
         given = ", ".join(f"{key} = {value!r}" for key, value in ends.items())
-        valid = "one of them ends the training, an integer above 0, or seconds does"
+        valid = "one of them ends the training, an integer above 0, or seconds or flops does"
         raise UsageError(f"{given} is not valid: {valid}")
-    steps: int = options.get("max_steps") or -1
     limits = {"max_steps": -1, "max_epochs": options.get("max_epochs") or -1}
     memory.keep()
     with refused_early(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*fp16 is not supported on CPU")  # refused below
         trainer = Trainer(
             **{"devices": 1, "num_sanity_val_steps": 0, **QUIET, **options, **limits},
-            callbacks=[Steps(steps)] if steps > 0 else None,
+            callbacks=[Steps()],
             plugins=[AtomicCheckpointIO()],
             use_distributed_sampler=False,
         )

@@ -48,7 +48,7 @@ def test_equal_experiments_have_equal_digests() -> None:
 
 WRONG_OPTIONS = {
     "--model.widht=3": r"unknown option model.widht \(did you mean model.width\?\): valid",
-    "--widht=3": r"unknown option widht: valid are name, seed, trainer, seconds, compile, reco",
+    "--widht=3": r"unknown option widht: valid are name, seed, trainer, seconds, flops, compi",
     "nonsense": "unknown option nonsense",
     "--model.width=abc": "^model.width = 'abc' is not valid: an integer$",
     "--model.heads=x": "^model.heads = 'x' is not valid: an integer or null$",

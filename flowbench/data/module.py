@@ -4,7 +4,7 @@ from functools import cached_property
 
 from lightning.pytorch import LightningDataModule
 
-from flowbench.config import Data
+from flowbench.config import Data, check
 from flowbench.data import Batches, Images, Splits, load, prepare
 
 
@@ -27,8 +27,21 @@ class FlowData(LightningDataModule):
 
     @cached_property
     def splits(self) -> Splits:
-        """The images, read at the first use and once only."""
-        return load(self.data)
+        """The images, read at the first use and once only.
+
+        Raises:
+            UsageError: The files are missing or broken, or hold less than ``data.train_images``.
+        """
+        splits, wanted = load(self.data), self.data.train_images
+        valid = f"at most {len(splits.train)}, the training images of {self.data.name}, or null"
+        check((wanted or 0) <= len(splits.train), "data.train_images", wanted, valid)
+        return splits
+
+    @property
+    def train(self) -> Images:
+        """The images that the flow is fitted to: those for training, or the first of them."""
+        every, most = self.splits.train, self.data.train_images
+        return Images(every.pixels[:most], None if every.labels is None else every.labels[:most])
 
     def prepare_data(self) -> None:
         """Download what is missing; Lightning calls this in one process of each node."""
@@ -41,7 +54,7 @@ class FlowData(LightningDataModule):
     def train_dataloader(self) -> Batches:
         """Whole batches in an order of each epoch's own, or always the same to overfit."""
         overfit = getattr(self.trainer, "overfit_batches", 0) > 0
-        return self._batches(self.splits.train, shuffle=not overfit)
+        return self._batches(self.train, shuffle=not overfit)
 
     def val_dataloader(self) -> Batches:
         """Every image for validation once."""

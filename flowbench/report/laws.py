@@ -31,8 +31,6 @@ WIDEST = 10.0
 SPAN = 2.0
 """Ratio of the greatest to the least x below which nothing was scaled."""
 CHANCE = 0.05
-FLOPS = 6
-"""Floating-point operations of a training step per parameter and token: 2 forward, 4 backward."""
 QUANTITIES = {
     BLOCKS: "Blocks",
     LAYERS: "Layers per block",
@@ -133,8 +131,11 @@ def training_flops(runs: pd.DataFrame, history: pd.DataFrame, patches: pd.DataFr
     epochs = history.reindex(columns=["run_id", SECONDS, "images_per_second"])
     seen = epochs[SECONDS] * epochs["images_per_second"]
     images = seen.groupby(epochs["run_id"]).sum(min_count=1).round()
-    flops = FLOPS * by_run["parameters"] * tokens.reindex(by_run.index)
-    return pd.Series((flops * images.reindex(by_run.index)).to_numpy(), runs.index, dtype=float)
+    flops = schema.FLOPS * by_run["parameters"] * tokens.reindex(by_run.index)
+    flops *= images.reindex(by_run.index)
+    if "flops" in by_run:  # training ended there, maybe within an epoch, which has no time
+        flops = by_run["flops"].astype(float).fillna(flops)
+    return pd.Series(flops.to_numpy(), runs.index, dtype=float)
 
 
 def fit(transform: str, quantity: str, points: pd.DataFrame) -> Fit:
