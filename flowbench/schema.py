@@ -22,7 +22,7 @@ TRANSFORM, SEED = "model.transform", "seed"
 BLOCKS, LAYERS, WIDTH, PATCH = "model.blocks", "model.layers", "model.width", "model.patch"
 DATA, IMAGES, SPREAD = "data.name", "data_hash", "data_std"
 NOISE, BATCH, EPOCHS = "data.noise", "data.batch", "trainer.max_epochs"
-TRAIN_IMAGES = "data.train_images"
+TRAIN_IMAGES, BUDGET = "data.train_images", "flops"
 FLOPS = 6
 """Floating-point operations of a training step per parameter and token: 2 forward, 4 backward."""
 LAYERS_LISTED = "layers_by_block"
@@ -212,7 +212,7 @@ TIMES = [SECONDS, "images_per_second", "training_seconds", "load", "samples/per_
 
 _NOT_SETTINGS = {"name", SEED, "data.root", "trainer"}
 _UNTIMED = {NOISE, "data.noise_std", EPOCHS, "trainer.max_steps", "optim.lr", "optim.betas"}
-_UNTIMED |= {"flops"} | {f"optim.{name}" for name in ("weight_decay", "warmup_epochs", "min_lr")}
+_UNTIMED |= {BUDGET} | {f"optim.{name}" for name in ("weight_decay", "warmup_epochs", "min_lr")}
 _LABELS = {
     DATA: "data",
     BATCH: "batch (images)",

@@ -9,8 +9,9 @@ import pandas as pd
 
 from flowbench import schema
 from flowbench.errors import UsageError
-from flowbench.report import evidence, laws, options, runs
+from flowbench.report import compute, evidence, laws, options, runs
 from flowbench.report.files import TIMING, Recorded, Study
+from flowbench.report.options import CLIPPED
 from flowbench.report.runs import AXES, Configuration, Extractor, Series, with_baseline
 from flowbench.report.stats import Interval, difference, patch_ratio, time_ratio, undominated
 from flowbench.report.text import AFFINE, configuration, label, ordered, plain
@@ -95,6 +96,11 @@ class Analysis:
     def transforms(self) -> list[str]:
         """The transforms of the finished runs, in reading order."""
         return ordered(self.runs[TRANSFORM])
+
+    @cached_property
+    def base(self) -> str | None:
+        """The affine flow to compare with; clipped where there is one, whose losses stray less."""
+        return next((name for name in (CLIPPED, AFFINE) if name in self.transforms), None)
 
     @cached_property
     def varied(self) -> list[str]:
@@ -292,9 +298,20 @@ class Analysis:
     def fits(self) -> list[laws.Fit]:
         """The scaling laws."""
         patches = self.recorded.evaluation["patches"]
-        compute = laws.training_flops(self.runs, self.recorded.history, patches)
         along = {key: self.along[key] for key in (BLOCKS, LAYERS)}
-        return laws.fits(self.runs, along, compute, self.quality.metric)
+        spent = laws.training_flops(self.runs, self.recorded.history, patches)
+        found = laws.fits(self.runs, along, spent, self.quality.metric)
+        return found + compute.frontier(self.curves)
+
+    @cached_property
+    def curves(self) -> list[compute.Curve]:
+        """The losses of every budget of training FLOPs by the size of the flow."""
+        return compute.curves(self.runs, self.recorded.evaluation["patches"], self.quality.metric)
+
+    @cached_property
+    def advantages(self) -> dict[str, dict[float, Interval]]:
+        """By transform and budget, its loss minus the affine flow's, each at its best size."""
+        return compute.advantages(self.curves, self.base) if self.base else {}
 
     # Evaluation
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from flowbench.report import compute_tables
 from flowbench.report.analysis import SHARED, Analysis
 from flowbench.report.datasets import advantages, growths, tellings
 from flowbench.report.options import ORDER, SPLINE, START, Effect
@@ -57,6 +58,10 @@ RULES = {
     f"wholly below {CHEAP} times; contradicted if for every one either lies wholly above; "
     "otherwise undecided. On a CPU only RQS has a kernel of its own; the others run torch's "
     "operations.",
+    "compute": "The spline's loss minus the affine flow's at every budget of training FLOPs, each "
+    "transform at its best trained size, paired by seed; 95 % t interval. Supported if it lies "
+    "wholly below 0 for every spline and budget, contradicted if wholly above for every one, "
+    "otherwise undecided.",
     "telling": "The area under the ROC curve by which the likelihood tells test images of another "
     "data set, minus that of the affine flow, between runs of the same seed; 95 % t interval. "
     "Supported if it lies wholly above 0 for every spline and set, contradicted if wholly below "
@@ -131,7 +136,7 @@ def claims(analysis: Analysis) -> list[Claim]:
         judged.append(_first_patch(analysis))
     if ORDER in analysis.varied:
         judged.append(_orders(analysis))
-    judged += _telling(analysis)
+    judged += _compute(analysis) + _telling(analysis)
     if SPLINE in analysis.transforms and any(_is_other(name) for name in analysis.transforms):
         judged.append(_functions(analysis))
     return judged
@@ -414,6 +419,25 @@ def _functions(analysis: Analysis) -> Claim:
         "against RQS K=8: " + "; ".join(f"{one.name} {say(one)}" for one in found),
         "functions",
     )
+
+
+def _compute(analysis: Analysis) -> list[Claim]:
+    found = {
+        f"{label(name)}, {compute_tables.flops(budget)} FLOPs": gap
+        for name, gaps in analysis.advantages.items()
+        if is_spline(name)
+        for budget, gap in gaps.items()
+    }
+    if not found:
+        return []
+
+    def say(value: Interval) -> str:
+        return confidence(value, analysis.quality.unit)
+
+    verdicts = [verdict(value) for value in found.values()]
+    text = "Our own question: at equal compute, each at its best size, the spline's loss is lower."
+    listed = _listed(found, say, "loss minus the affine flow's")
+    return [Claim(text, agreed(verdicts), _weakest(found, say, abs), listed, "compute")]
 
 
 def _telling(analysis: Analysis) -> list[Claim]:

@@ -7,9 +7,8 @@ from itertools import pairwise
 import pandas as pd
 
 from flowbench.report.analysis import Analysis
-from flowbench.report.options import CLIPPED
 from flowbench.report.stats import Interval, interval
-from flowbench.report.text import AFFINE, is_spline, ordered
+from flowbench.report.text import is_spline, ordered
 from flowbench.schema import DATA, SEED, SPREAD, TRANSFORM
 
 AUROC = {"auroc": "likelihood", "auroc_png": "and PNG", "auroc_typical": "typicality"}
@@ -58,7 +57,7 @@ def advantages(found: Sequence[Analysis]) -> list[Advantage]:
 
 def _advantage(one: Analysis) -> Advantage | None:
     runs, metric = one.runs, one.quality.metric
-    base = _base(one)
+    base = one.base
     splines = [name for name in one.transforms if is_spline(name)]
     if SPREAD not in runs or base is None or not splines or one.varied:
         return None
@@ -107,7 +106,7 @@ def tellings(one: Analysis) -> Iterator[Telling]:
         for name in one.runs
         if name.startswith("auroc_typical_") and one.runs[name].notna().any()
     ]
-    base = _base(one)
+    base = one.base
     for other in others:
         for score in AUROC:
             means = one.runs.pivot_table(f"{score}_{other}", SEED, TRANSFORM)
@@ -116,8 +115,3 @@ def tellings(one: Analysis) -> Iterator[Telling]:
                 if base in means and base != transform:
                     change = means[transform] - means[base]
                 yield Telling(transform, other, score, means[transform], interval(change))
-
-
-def _base(one: Analysis) -> str | None:
-    """The affine flow to compare with; clipped where there is one, whose losses stray less."""
-    return next((name for name in (CLIPPED, AFFINE) if name in one.transforms), None)

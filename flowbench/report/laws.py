@@ -17,9 +17,9 @@ from scipy.special import fdtrc
 
 from flowbench import schema
 from flowbench.report.runs import Series
-from flowbench.report.stats import ENDS, Interval, resamples
+from flowbench.report.stats import ENDS, Interval, interval, resamples
 from flowbench.report.text import ordered
-from flowbench.schema import BLOCKS, LAYERS, SECONDS, SEED, TRANSFORM
+from flowbench.schema import BLOCKS, BUDGET, LAYERS, SECONDS, SEED, TRANSFORM
 
 BOUNDS = (0.05, 5.0)
 """Limits of the exponent c."""
@@ -36,6 +36,7 @@ QUANTITIES = {
     LAYERS: "Layers per block",
     "parameters": "Parameters",
     "compute": "Training FLOPs",
+    "frontier": "Training FLOPs, each at its best size",
 }
 """What the loss is fitted against, and the name of the axis."""
 MODEL = "model."
@@ -52,6 +53,21 @@ class Law:
     def at(self, x: np.ndarray) -> np.ndarray:
         """Return the loss at each x."""
         return self.a + self.b * x**-self.c
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The loss at the largest x, which a law that was fitted without its runs foresees.
+
+    Attributes:
+        x: The largest x.
+        foreseen: The law's loss there, with its 95 % interval over resampled seeds.
+        trained: The mean loss of the runs there, with its t interval over seeds.
+    """
+
+    x: float
+    foreseen: Interval
+    trained: Interval
 
 
 @dataclass(frozen=True)
@@ -78,12 +94,29 @@ class Fit:
         """Return a parameter with its 95 % interval over resampled seeds."""
         values = [getattr(law, name) for law in self.resampled]
         low, high = np.quantile(values, ENDS)
-        return Interval(getattr(self.law, name), low, high, self.points[SEED].nunique())
+        return Interval(getattr(self.law, name), low, high, self.seeds)
+
+    @property
+    def seeds(self) -> int:
+        """Number of seeds."""
+        return int(self.points[SEED].nunique())
 
     def band(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the 95 % interval of the law at each x."""
         low, high = np.quantile([law.at(x) for law in self.resampled], ENDS, axis=0)
         return low, high
+
+
+def forecast(one: Fit) -> Forecast | None:
+    """Foresee the loss at the largest x from the other runs; None where they determine no law."""
+    x = float(one.points["x"].max())
+    there = one.points["x"] == x
+    law = fit(one.transform, one.quantity, one.points[~there])
+    if law.law is None:
+        return None
+    low, high = law.band(np.array([x]))
+    foreseen = Interval(float(law.law.at(np.array(x))), float(low[0]), float(high[0]), law.seeds)
+    return Forecast(x, foreseen, interval(one.points[there].groupby(SEED)["loss"].mean()))
 
 
 def fits(
@@ -93,7 +126,7 @@ def fits(
 
     Against blocks the layers per block are equal throughout, or the layers in all; against layers
     the blocks are. Against parameters and compute all models of a transform count that were trained
-    with equal settings.
+    with equal settings; none where budgets of FLOPs end the training, see ``compute.frontier``.
 
     Args:
         runs: The finished runs.
@@ -104,7 +137,10 @@ def fits(
     runs = runs.assign(compute=compute).dropna(subset=[metric])
     equal = [name for name in schema.settings(runs.columns) if not name.startswith(MODEL)]
     found = []
-    for quantity in QUANTITIES:
+    quantities = [BLOCKS, LAYERS]
+    if BUDGET not in runs or runs[BUDGET].isna().all():
+        quantities += ["parameters", "compute"]
+    for quantity in quantities:
         if quantity in along:
             one = along[quantity]
             table = one.runs if one else runs[:0].assign(x=math.nan)
@@ -133,8 +169,8 @@ def training_flops(runs: pd.DataFrame, history: pd.DataFrame, patches: pd.DataFr
     images = seen.groupby(epochs["run_id"]).sum(min_count=1).round()
     flops = schema.FLOPS * by_run["parameters"] * tokens.reindex(by_run.index)
     flops *= images.reindex(by_run.index)
-    if "flops" in by_run:  # training ended there, maybe within an epoch, which has no time
-        flops = by_run["flops"].astype(float).fillna(flops)
+    if BUDGET in by_run:  # training ended there, maybe within an epoch, which has no time
+        flops = by_run[BUDGET].astype(float).fillna(flops)
     return pd.Series(flops.to_numpy(), runs.index, dtype=float)
 
 

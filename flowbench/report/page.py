@@ -10,7 +10,7 @@ from typing import Literal
 
 import pandas as pd
 
-from flowbench.report import tables
+from flowbench.report import compute_tables, tables
 from flowbench.report.analysis import Analysis
 from flowbench.report.claims import RULES, UNCORRECTED, Claim, across, claims
 from flowbench.report.datasets import Advantage, advantages, tellings
@@ -94,6 +94,7 @@ def page(found: Sequence[Analysis], directory: Path, format: Format = "png") -> 
             yield tables.summary(one)
             yield from tables.fair(one)
             yield from tables.effects(one)
+            yield from compute_tables.budgets(one)
             yield from tables.tellings(one)
     if not first.untrained:
         yield Paragraph(

@@ -8,7 +8,7 @@ import pandas as pd
 
 from flowbench import schema
 from flowbench.errors import UsageError
-from flowbench.report import datasets
+from flowbench.report import datasets, laws
 from flowbench.report import runs as recorded_runs
 from flowbench.report.analysis import Analysis
 from flowbench.report.claims import Claim
@@ -339,21 +339,31 @@ def scaling_laws(analysis: Analysis) -> Iterator[Block]:
         return
     rows = []
     for fit in analysis.fits:
-        cells = [f"not determined: {fit.why}", MISSING, MISSING]
+        cells = [f"not determined: {fit.why}", MISSING, MISSING, MISSING, MISSING]
         if fit.law is not None:
             places = {"a": 3, "c": 2}
             cells = [_parameter(fit, name, places.get(name)) for name in ("a", "b", "c")]
+            cells += _forecast(fit)
         rows.append([QUANTITIES[fit.quantity], label(fit.transform), *cells])
-    yield Table(["x", "transform", f"a ({analysis.quality.unit})", "b", "c"], rows, words=2)
+    header = ["x", "transform", f"a ({analysis.quality.unit})", "b", "c"]
+    yield Table([*header, "largest x: foreseen", "and trained"], rows, words=2)
     yield Paragraph(
         "Loss = a + b·x^(−c), by least squares over all runs of a transform, with 95 % intervals "
         "over resampled seeds, which are too narrow with few seeds. Not determined: fewer than "
         f"{LEAST} different x; a constant explains the runs as well (F test, 5 %); the best c or "
         f"an end of its interval is at a bound, or the ends are over {WIDEST:.0f} times apart. "
         "Training FLOPs: 6 · parameters · tokens · images seen, without attention and the "
-        "transform. Quantities that vary less than twofold are not listed.",
+        "transform. Foreseen: the loss at the largest x, by a law fitted to the other runs. "
+        "Quantities that vary less than twofold are not listed.",
         lead="Scaling.",
     )
+
+
+def _forecast(fit: Fit) -> list[str]:
+    found = laws.forecast(fit)
+    if found is None:
+        return ["not determined without it", MISSING]
+    return [confidence(value, "", sign="-") for value in (found.foreseen, found.trained)]
 
 
 def _parameter(fit: Fit, name: str, places: int | None) -> str:

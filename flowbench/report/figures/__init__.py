@@ -2,6 +2,7 @@
 
 from flowbench.report.figures.along import BY_BINS, BY_BLOCKS, BY_LAYERS
 from flowbench.report.figures.bayes import BAYES
+from flowbench.report.figures.compute import COMPUTE
 from flowbench.report.figures.curves import BPD, LOSSES, RUN_LOSSES
 from flowbench.report.figures.fidelity import FIDELITY
 from flowbench.report.figures.images import DIGITS, SAMPLING, TRAJECTORIES
@@ -25,6 +26,7 @@ FIGURES: tuple[Plot, ...] = (
     BPD,  # further results
     SECONDS_PER_EPOCH,
     BY_LAYERS,
+    COMPUTE,
     SCALING,
     PARETO,
     ORDERS,

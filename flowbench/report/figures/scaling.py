@@ -36,15 +36,20 @@ def scaling(analysis: Analysis) -> Figure:
         if quantity in AXES:
             doublings(axes, pd.concat(own))
         else:
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axes.xaxis.set_major_formatter(FuncFormatter(_power_of_ten))
-            axes.xaxis.set_minor_locator(NullLocator())
+            powers(axes)
     for axes in list(grid.flat)[len(quantities) :]:
         axes.remove()
     for row in grid:
         row[0].set_ylabel(analysis.quality.title)
     style.legend_below(figure)
     return figure
+
+
+def powers(axes: Axes) -> None:
+    """Mark 1, 2 and 5 times the powers of ten along x."""
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(FuncFormatter(_power_of_ten))
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _power_of_ten(value: float, _: int | None = None) -> str:
