@@ -50,6 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         say(" ".join(str(stopped).split()) or "stopped")
         return INTERRUPTED
+    except BrokenPipeError:  # what reads the output, such as head, wants no more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (UsageError, OSError) as error:
         if debug:
             raise
@@ -339,6 +341,23 @@ def show(arguments: Sequence[str]) -> None:
     print(inspection.run(Store(parsed.results), parsed.run))
 
 
+def register(arguments: Sequence[str]) -> None:
+    """Register a trained flow as a model of MLflow: a run's, or a study's best in validation."""
+    parser = _parser("register", register)
+    parser.add_argument("of", metavar="RUN", help="a finished run, or a study such as bins/quick")
+    parser.add_argument("--name", help="name of the model; default: the study's")
+    parser.add_argument("--alias", help="alias of this version, such as best")
+    _add_results(parser)
+    parsed = parser.parse_args(arguments)
+    say("loading torch and mlflow")
+    from flowbench.registry import register as log
+    from flowbench.tracking.store import Store
+
+    run_id, address = log(Store(parsed.results), parsed.of, parsed.name, parsed.alias)
+    print(f"run {run_id}")
+    print(f"mlflow.pytorch.load_model({address!r})")
+
+
 def import_(arguments: Sequence[str]) -> None:
     """Record runs that were trained without a store, as make gpu-check leaves them."""
     parser = _parser("import", import_)
@@ -397,6 +416,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "runs": runs,
     "show": show,
     "import": import_,
+    "register": register,
     "ui": ui,
     "bench": bench,
     "doctor": doctor,

@@ -26,7 +26,7 @@ LAYERS = [
     ["trainer", "measure"],
     ["experiment", "pretrained.__main__"],
     ["api"],
-    ["timing", "inspection", "importing"],
+    ["timing", "inspection", "importing", "registry"],
     ["sweep", "report"],
     ["bench"],
     ["__main__"],
@@ -36,7 +36,7 @@ LAYERS = [
 ONLY = {
     "matplotlib": ["report", "bench.bars"],
     "optuna": ["sweep"],
-    "mlflow": ["tracking"],
+    "mlflow": ["tracking", "registry"],
     "torch_fidelity": ["evaluation"],
     "lightning": [
         *("module", "callbacks", "checkpoint", "data.module", "experiment", "progress"),

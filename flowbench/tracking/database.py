@@ -103,6 +103,14 @@ def _tables(database: sqlite3.Connection) -> set[str]:
     return {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
 
 
+PLACES = (
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "storage_location"),
+)
+"""Tables and columns in which MLflow keeps the addresses of files."""
+
+
 def relocate(path: Path, artifacts: Path) -> None:
     """Point a store whose directory was moved or renamed to its artifacts' new place.
 
@@ -122,11 +130,12 @@ def relocate(path: Path, artifacts: Path) -> None:
                 "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?",
                 (new, number),
             )
-            database.execute(
-                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) "
-                "WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
-                (new, len(old) + 1, number, len(old), old),
-            )
+            for table, column in PLACES:
+                database.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                    f"WHERE substr({column}, 1, ?) = ?",
+                    (new, len(old) + 1, len(old) + 1, f"{old}/"),
+                )
             moved.add(old.removesuffix(f"/{name}"))
     if moved:
         say(f"the results were moved: artifacts of {', '.join(sorted(moved))} are in {artifacts}")
