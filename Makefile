@@ -83,7 +83,8 @@ ui: $(READY) ## Browse the recorded runs on http://127.0.0.1:5000
 
 dashboard: $(READY) ## Browse a study's trials on Optuna's pages: make dashboard STUDY=bins/quick
 	@$(BIN)/pip show -q optuna-dashboard 2>/dev/null || $(BIN)/pip install -q -c constraints.txt -e '.[dashboard]'
-	$(BIN)/optuna-dashboard --host 127.0.0.1 $(or $(STORAGE),results/optuna/$(or $(STUDY),compare-affine-rqs/quick).log) $(ARGS)
+	@mkdir -p results/optuna/artifacts
+	$(BIN)/optuna-dashboard --host 127.0.0.1 --artifact-dir results/optuna/artifacts $(or $(STORAGE),results/optuna/$(or $(STUDY),compare-affine-rqs/quick).log) $(ARGS)
 
 clean: ## Remove the environment and caches; recorded results stay
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

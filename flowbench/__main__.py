@@ -125,6 +125,9 @@ def sweep(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--budget", type=seconds, metavar="TIME", help="2h: start no trial that would not end in it"
     )
+    parser.add_argument(
+        "--retry", choices=["failed"], help="try failed trials again; those of a grid always are"
+    )
     parsed = parser.parse_args(arguments)
     from flowbench.study import read
 
@@ -150,6 +153,7 @@ def sweep(arguments: Sequence[str]) -> None:
             **options,
             new_version=parsed.new_version,
             budget=parsed.budget,
+            retry=parsed.retry is not None,
         )
     except Interrupted as stopped:
         again = ["sweep", str(parsed.study), "--scale", parsed.scale]

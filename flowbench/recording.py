@@ -16,7 +16,7 @@ from flowbench.flow import Flow
 from flowbench.module import FlowModule
 from flowbench.progress import EpochLines
 from flowbench.tracking.provenance import processor
-from flowbench.tracking.store import Store
+from flowbench.tracking.store import MLFLOW_RUN_NAME, Store
 
 Judge = Callable[[dict[str, float], int], bool]
 """Takes an epoch's metrics and its number; returns whether to stop the run."""
@@ -119,10 +119,11 @@ def start(store: Store, experiment: Experiment, tags: Mapping[str, str]) -> str:
     Args:
         store: Where it is recorded.
         experiment: Its configuration.
-        tags: Those of its images (``Splits.tags``), and others in addition to those of every run.
+        tags: Those of its images (``Splits.tags``), and others in addition to those of every run,
+            its name among them if it has one of its own.
     """
     own = {"flowbench.role": "run", "flowbench.digest": experiment.digest()}
-    name = f"{experiment.model.transform} seed {experiment.seed}"
+    name = tags.get(MLFLOW_RUN_NAME) or f"{experiment.model.transform} seed {experiment.seed}"
     run_id = store.start(experiment.name, name, {**own, **tags})
     store.data(run_id, experiment.data, tags[schema.IMAGES])
     return run_id

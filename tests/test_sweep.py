@@ -14,6 +14,7 @@ import studies
 import tiny
 import torch
 from mlflow.tracking._tracking_service import utils
+from optuna.artifacts import get_all_artifact_meta
 from optuna.pruners import BasePruner, ThresholdPruner
 
 from flowbench.__main__ import main
@@ -24,7 +25,7 @@ from flowbench.sweep import parent, trial
 from flowbench.sweep.heartbeat import Heartbeat
 from flowbench.sweep.optuna_study import PARENT_RUN
 from flowbench.sweep.parent import journal, sweep
-from flowbench.sweep.planned import END, INDEX, OVERHEAD, OWNER, PlannedTrials
+from flowbench.sweep.planned import END, INDEX, OVERHEAD, OWNER, RUNS, PlannedTrials
 from flowbench.sweep.stop import Stop
 from flowbench.sweep.storage import Storage
 from flowbench.tracking import tables
@@ -107,6 +108,8 @@ def test_every_point_is_run_in_the_grids_order(copy: Store, tmp_path: Path) -> N
     runs = studies.recorded(copy, made)
     named = [(run.data.params["model.transform"], run.data.params["seed"]) for run in runs]
     assert named == [("affine", "0"), ("additive", "0"), ("affine", "1"), ("additive", "1")]
+    names = [run.info.run_name for run in runs]
+    assert names == [f"{transform} seed {seed}" for transform, seed in named]
     for number, run in enumerate(runs):
         tags = run.data.tags
         assert tags["mlflow.parentRunId"] == made.trials.user_attrs[PARENT_RUN]
@@ -176,6 +179,22 @@ def test_what_a_trial_costs_beside_its_work_is_measured(copy: Store, tmp_path: P
     for attempt in made.last_attempts():
         assert attempt.duration
         assert 0 < attempt.user_attrs[OVERHEAD] < attempt.duration.total_seconds()
+
+
+def test_optunas_pages_get_the_grids_of_samples(store: Store, tmp_path: Path) -> None:
+    grids = {"evaluate": {"samples": 20, "samples_per_class": 1}}
+    which = studies.study(tmp_path, seeds=[0], scales={"quick": grids})
+    made = studies.run(which, store)
+    for attempt in made.last_attempts():
+        found = get_all_artifact_meta(attempt, storage=made.storage.backend)
+        assert [one.mimetype for one in found] == ["image/png"] * len(found)
+        names = {one.filename for one in found}
+        (run_id,) = attempt.user_attrs[RUNS]
+        assert names == {path.name for path in store.pictures(run_id, tmp_path / "copies")}
+        assert "samples.png" in names
+        for one in found:
+            file = store.results / "optuna/artifacts" / one.artifact_id
+            assert file.read_bytes() == (tmp_path / "copies/samples" / one.filename).read_bytes()
 
 
 def test_a_search_runs_a_trial_once_for_every_seed(store: Store, tmp_path: Path) -> None:

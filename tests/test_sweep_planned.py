@@ -18,6 +18,7 @@ from flowbench.sweep.planned import (
     HEARTBEAT,
     INDEX,
     OWNER,
+    RETRY_OF,
     STOPPED,
     TRY,
     PlannedTrials,
@@ -190,6 +191,18 @@ def test_a_failure_is_a_result_of_a_search(search: PlannedTrials) -> None:
     search.prepare(all_recorded)
     assert search.count().failed == 1
     assert claimed(search).user_attrs[INDEX] == 1
+
+
+def test_a_failure_of_a_search_is_tried_again_with_its_values_if_asked_for(
+    search: PlannedTrials,
+) -> None:
+    failed = claimed(search)
+    rate = failed.suggest_float("optim.lr", 1e-4, 1e-2, log=True)
+    fail(search, failed)
+    search.prepare(all_recorded, retry=True)
+    again = claimed(search)
+    assert (again.user_attrs[INDEX], again.user_attrs[RETRY_OF]) == (0, failed.number)
+    assert again.suggest_float("optim.lr", 1e-4, 1e-2, log=True) == rate
 
 
 def test_an_ended_trial_whose_runs_are_gone_is_queued_again(made: PlannedTrials) -> None:

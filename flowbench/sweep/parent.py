@@ -35,6 +35,7 @@ def sweep(
     trials: int | None = None,
     new_version: bool = False,
     budget: float | None = None,
+    retry: bool = False,
 ) -> str:
     """Run what is missing of a study.
 
@@ -49,6 +50,7 @@ def sweep(
         trials: Number of trials that replaces the study's own.
         new_version: Start a new version of the study and keep the earlier ones.
         budget: Seconds within which trials should end; None: any number.
+        retry: Try failed trials again also where the study is not a grid.
 
     Returns:
         The id of the study's parent run in the store.
@@ -74,7 +76,7 @@ def sweep(
             measure(study, store, parent)
         return parent
     planned = PlannedTrials(optuna_study, opened, study, trials or study.trials)
-    planned.prepare(lambda: ended_runs(store, parent))
+    planned.prepare(lambda: ended_runs(store, parent), retry)
     if store.get(parent).info.status != "RUNNING":  # else another command runs it too
         store.reopen(parent)
     with store.closing(parent):

@@ -102,15 +102,17 @@ class PlannedTrials:
             backend.set_trial_state_values(trial_id, TrialState.RUNNING)
         return Trial(self.trials, trial_id)
 
-    def prepare(self, recorded: Callable[[], Mapping[int, int]]) -> None:
+    def prepare(self, recorded: Callable[[], Mapping[int, int]], retry: bool = False) -> None:
         """Queue what is missing, at the start of a command.
 
         Failed points of a grid are tried again, unless another command works on the study. In other
-        studies a failure is a result: the sampler has learnt from it. A trial that ended, but whose
-        runs are no longer in the store, was deleted there, and is run again.
+        studies a failure is a result, from which the sampler has learnt, and is tried again only if
+        asked for. A trial that ended, but whose runs are no longer in the store, was deleted there,
+        and is run again.
 
         Args:
             recorded: Counts the runs in the store that ended, by the number of their attempt.
+            retry: Try failed trials again also where the study is not a grid.
         """
         with self.storage.locked():
             self._bring_up_to_date()
@@ -123,7 +125,7 @@ class PlannedTrials:
                     say(f"trial {attempt.number} has ended, but its runs are not in the store")
                     self._queue(attempt.user_attrs[INDEX], attempt)
             busy = any(attempt.state == TrialState.RUNNING for attempt in attempts)
-            if self.study.points and not busy:
+            if (self.study.points or retry) and not busy:
                 for attempt in attempts:
                     if attempt.state == TrialState.FAIL:
                         self._queue(attempt.user_attrs[INDEX], attempt)

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
+from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
@@ -62,6 +63,13 @@ class Storage:
                 cause = deeper
             reason = f"{type(cause).__name__}: {cause}"
             raise UsageError(f"{shown(self.place)} cannot be read: {reason}; {hint}") from error
+
+
+def artifacts(results: Path) -> FileSystemArtifactStore:
+    """Return the directory of the files that belong to trials, which Optuna's pages show."""
+    directory = results / "optuna" / "artifacts"
+    directory.mkdir(parents=True, exist_ok=True)
+    return FileSystemArtifactStore(directory)
 
 
 class JournalLock(JournalFileOpenLock):

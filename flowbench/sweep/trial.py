@@ -2,10 +2,13 @@
 
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+from optuna.artifacts import upload_artifact
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -31,8 +34,9 @@ from flowbench.sweep.planned import (
 )
 from flowbench.sweep.samplers import label, suggest
 from flowbench.sweep.stop import Stop
+from flowbench.sweep.storage import artifacts
 from flowbench.terminal import say
-from flowbench.tracking.store import PARENT, PRUNED, Run, Store
+from flowbench.tracking.store import MLFLOW_RUN_NAME, PARENT, PRUNED, Run, Store
 
 TIMES = ("seconds_per_epoch", "images_per_second")
 
@@ -124,11 +128,23 @@ class Runner:
             trial.set_user_attr(RUNS, ran)
             measured.append(self._measured(run_id))
             busy += seconds
+        self._show(trial, ran)
         means = [statistics.fmean(of_seeds) for of_seeds in zip(*measured, strict=True)]
         for objective, value in zip(self.study.objectives, means, strict=True):
             if not math.isfinite(value):
                 raise UsageError(f"{objective} = {value} is not finite")
         return means, busy
+
+    def _show(self, trial: Trial, runs: list[str]) -> None:
+        """Give Optuna's dashboard the grids of samples of a trial's runs."""
+        with tempfile.TemporaryDirectory() as directory:
+            for run_id in runs:
+                for path in self.store.pictures(run_id, Path(directory)):
+                    upload_artifact(
+                        artifact_store=artifacts(self.store.results),
+                        file_path=str(path),
+                        study_or_trial=trial,
+                    )
 
     def _run(self, trial: Trial, experiment: Experiment, judge: Judge | None) -> tuple[str, float]:
         """Run an experiment, or use the run of an earlier attempt at the same planned trial.
@@ -155,13 +171,14 @@ class Runner:
                 self.store.tag(run_id, {**tags, WORKERS: str(most)})
             else:
                 self.store.tag(run_id, {RETRIED_AS: str(trial.number), STATE: "FAIL"})
+        name = label({**trial.params, "seed": experiment.seed})
         tags |= {
+            MLFLOW_RUN_NAME: name,
             "flowbench.role": "trial",
             "flowbench.study": self.study.name,
             "flowbench.scale": self.study.scale,
             PARENT: self.parent,
         }
-        name = label({**trial.params, "seed": experiment.seed})
         title = f"[{trial.user_attrs[INDEX] + 1}/{self.planned.total}] {name}"
         with self.stop.in_run():
             record = run(experiment, self.store, tags, resume=resume, label=title, judge=judge)

@@ -33,7 +33,10 @@ from alembic.util.exc import CommandError
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.entities import Run as Run
+from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME as MLFLOW_RUN_NAME
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
@@ -162,6 +165,16 @@ class Store:
             for path in paths:
                 self.client.log_artifact(run_id, str(path), directory)
 
+    def pictures(self, run_id: str, directory: Path) -> list[Path]:
+        """Copy a run's last grids of samples into a directory; return their paths."""
+        with one_line_errors(self.uri):
+            found = self.client.list_artifacts(run_id, "samples")
+            return [
+                Path(self.client.download_artifacts(run_id, one.path, str(directory)))
+                for one in found
+                if one.path.endswith(".png")
+            ]
+
     def data(self, run_id: str, data: Data, digest: str) -> None:
         """Record which images a run is about, as MLflow's input of a run."""
         about = json.dumps({"root": data.root})
@@ -175,9 +188,10 @@ class Store:
         """Close a run after the context: FINISHED, KILLED by a signal, or FAILED.
 
         A pruned run is KILLED too, because it did not reach its end, and has a tag that says so.
+        Where MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING is true, MLflow records the machine's load.
         """
         try:
-            with one_line_errors(self.uri):
+            with one_line_errors(self.uri), self._monitored(run_id):
                 yield
         except Pruned:
             self.tag(run_id, {PRUNED: "true"})
@@ -194,6 +208,18 @@ class Store:
                 self.finish(run_id, "FAILED")
             raise
         self.finish(run_id, "FINISHED")
+
+    @contextmanager
+    def _monitored(self, run_id: str) -> Iterator[None]:
+        if not MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get():
+            yield
+            return
+        monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=self.uri)
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
 
     def reopen(self, run_id: str) -> None:
         """Continue a stopped run; this process owns it from now on.

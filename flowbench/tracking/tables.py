@@ -187,7 +187,7 @@ def _row(run: Run, history: pd.DataFrame) -> dict[str, Any]:
         if schema.is_setting(key) or key in schema.COLUMNS:
             row[key] = value if schema.find(key).text else _plain(value)
     row |= _layers(row)
-    row |= {key: value for key, value in run.data.metrics.items() if schema.find(key).final}
+    row |= {key: value for key, value in _metrics(run).items() if schema.find(key).final}
     for name, column in schema.COLUMNS.items():
         if column.tag:
             value = tags.get(column.tag, "")
@@ -228,7 +228,7 @@ def _history(store: Store, run: Run) -> pd.DataFrame:
     A metric that the schema does not know is part of the history if it has several epochs.
     """
     columns: dict[str, dict[int, float]] = {}
-    for key in run.data.metrics:
+    for key in _metrics(run):
         if schema.find(key).epochs:
             points = store.client.get_metric_history(run.info.run_id, key)
             latest = sorted(points, key=lambda point: point.timestamp)
@@ -240,6 +240,11 @@ def _history(store: Store, run: Run) -> pd.DataFrame:
     table = pd.DataFrame(columns).rename_axis("epoch").sort_index().reset_index()
     table.insert(0, "run_id", run.info.run_id)
     return table[["run_id", "epoch", *sorted(columns, key=_metric_order)]]
+
+
+def _metrics(run: Run) -> dict[str, float]:
+    """Return a run's last metrics, without the machine's load, whose steps are no epochs."""
+    return {key: value for key, value in run.data.metrics.items() if not key.startswith("system/")}
 
 
 def _metric_order(metric: str) -> tuple[int, str, int]:
