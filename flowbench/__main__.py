@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from flowbench.errors import Interrupted, UsageError
 from flowbench.terminal import Parser, amount, natural, positive, say, seconds
@@ -112,8 +113,13 @@ def sweep(arguments: Sequence[str]) -> None:
     """Run what is missing of a study, then report it."""
     parser = _parser("sweep", sweep)
     _add_study(parser)
-    parser.add_argument("--workers", type=positive, help="processes; default: one a GPU or core")
-    parser.add_argument("--storage", metavar="URL", help="Optuna's, to share between machines")
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        default=os.environ.get("FLOWBENCH_WORKERS"),
+        help="processes; default: FLOWBENCH_WORKERS, or one a GPU or core",
+    )
+    _add_storage(parser)
     parser.add_argument("--trials", type=positive, help="their number, unless the study is a grid")
     parser.add_argument(
         "--new-version", action="store_true", help="start a new version; keep the old one"
@@ -160,6 +166,36 @@ def sweep(arguments: Sequence[str]) -> None:
         again += [f"--{key}={shown(str(value))}" for key, value in options.items() if value]
         raise _with_command(stopped, again, parsed.results) from None
     report([study.name, "--results", str(parsed.results)])
+
+
+def submit(arguments: Sequence[str]) -> None:
+    """Run a study by jobs of a cluster, with one worker each."""
+    parser = _parser("submit", submit)
+    _add_study(parser)
+    _add_storage(parser)
+    parser.add_argument("--jobs", type=positive, required=True, help="their number")
+    parser.add_argument("--cluster", default="slurm", choices=("slurm", "local"), help="where")
+    parser.add_argument(
+        "--set",
+        action="append",
+        type=_assignment,
+        default=[],
+        metavar="KEY=VALUE",
+        help="an option of submitit's: timeout_min=720, slurm_partition=gpu, gpus_per_node=1",
+    )
+    parsed = parser.parse_args(arguments)
+    from flowbench.study import read
+
+    name = read(parsed.study, parsed.scale).name
+    from flowbench.sweep.jobs import submit as send
+
+    command = ["sweep", str(parsed.study), "--scale", parsed.scale, "--workers", "1"]
+    command += ["--results", str(parsed.results.resolve())]
+    logs = parsed.results / "logs" / name / "jobs"
+    options = dict(parsed.set)
+    jobs = send(command, parsed.jobs, parsed.cluster, options, logs, parsed.storage)
+    for job in jobs:
+        print(f"job {job.job_id}: {job.paths.stderr}")
 
 
 def report(arguments: Sequence[str]) -> None:
@@ -285,6 +321,15 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=natural, default=0, help="seed of the noise")
     parser.add_argument("--batch", type=positive, help="images at a time")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; default: a GPU if there is one")
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    key, found, value = text.partition("=")
+    if not found or not key.isidentifier():
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid: KEY=VALUE")
+    import yaml
+
+    return key, yaml.safe_load(value)
 
 
 def _number(text: str) -> float:
@@ -416,6 +461,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "sample": sample,
     "latents": latents,
     "sweep": sweep,
+    "submit": submit,
     "report": report,
     "runs": runs,
     "show": show,
@@ -479,6 +525,15 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("study", type=Path, help=words)
     parser.add_argument("--scale", default="quick", help="quick, medium or full")
     _add_results(parser)
+
+
+def _add_storage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--storage",
+        metavar="URL",
+        default=os.environ.get("FLOWBENCH_STORAGE"),
+        help="Optuna's, to share between machines; default: FLOWBENCH_STORAGE, or a file",
+    )
 
 
 def _first_line(command: Callable[..., None]) -> str:

@@ -36,6 +36,7 @@ LAYERS = [
 ONLY = {
     "matplotlib": ["report", "bench.bars"],
     "optuna": ["sweep"],
+    "submitit": ["sweep.jobs"],
     "mlflow": ["tracking", "registry"],
     "torch_fidelity": ["evaluation"],
     "lightning": [

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import pandas as pd
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
@@ -16,6 +17,8 @@ from flowbench.tracking.tables import IMPORTANCES, OBJECTIVES, TRIALS
 
 LEAST = 8
 """Complete trials that a regression on their parameters needs."""
+MOST = 16
+"""Values of one parameter above which fANOVA, whose time grows with their powers, takes minutes."""
 
 
 def record(planned: PlannedTrials, store: Store, parent: str) -> None:
@@ -81,6 +84,11 @@ def _parameters(attempt: FrozenTrial) -> dict[str, Any]:
     return values
 
 
+def _values(of: BaseDistribution) -> int:
+    """Count the values of a list; 1 for a range, which fANOVA cuts into few parts."""
+    return len(of.choices) if isinstance(of, CategoricalDistribution) else 1
+
+
 def importances(planned: PlannedTrials) -> pd.DataFrame:
     """Compute the share of each objective's variance that each parameter explains, by fANOVA.
 
@@ -98,6 +106,9 @@ def importances(planned: PlannedTrials) -> pd.DataFrame:
     complete = [t for t in planned.last_attempts() if t.state == TrialState.COMPLETE]
     if len(complete) < LEAST:
         say(f"no importances of parameters: {len(complete)} complete trials, of {LEAST} needed")
+        return pd.DataFrame(columns=columns)
+    if many := [key for key, values in complete[0].distributions.items() if _values(values) > MOST]:
+        say(f"no importances of parameters: {many[0]} has over {MOST} values, too many for fANOVA")
         return pd.DataFrame(columns=columns)
     varied = [key for key, values in complete[0].distributions.items() if not values.single()]
     if len(varied) < 2:
