@@ -125,9 +125,7 @@ def _children(pid: int) -> list[int]:
     return [int(child) for child in text.read_text().split()] if text.exists() else []
 
 
-def test_jobs_of_submitit_share_a_study(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jobs_of_submitit_share_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     which, results = studies.study(tmp_path), tmp_path / "results"
     command = [sys.executable, "-m", "flowbench", "submit", str(which.path), "--jobs", "2"]
@@ -148,12 +146,18 @@ def test_jobs_of_submitit_share_a_study(
     [
         (["--jobs", "2"], "need a database or a server: set FLOWBENCH_STORAGE or give --storage"),
         (["--jobs", "2", "--storage=postgresql://here/x"], "server: set MLFLOW_TRACKING_URI"),
-        (["--jobs", "2", "--cluster", "local", "--set", "hours=3"], "submitit on local: Parameter 'hours'"),
+        (
+            ["--jobs", "2", "--cluster", "local", "--set", "hours=3"],
+            "submitit on local: Parameter 'hours'",
+        ),
         (["--jobs", "2", "--set", "hours"], "'hours' is not valid: KEY=VALUE"),
     ],
 )
 def test_what_cannot_be_submitted_is_named(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FLOWBENCH_STORAGE", "")

@@ -5,12 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from flowbench.report import compute_tables
 from flowbench.report.analysis import SHARED, Analysis
 from flowbench.report.datasets import advantages, growths, tellings
 from flowbench.report.options import ORDER, SPLINE, START, Effect
 from flowbench.report.stats import Interval
-from flowbench.report.text import AFFINE, MISSING, confidence, counted, is_spline, label
+from flowbench.report.text import AFFINE, MISSING, confidence, counted, flops, is_spline, label
 from flowbench.schema import TRANSFORM
 
 Verdict = Literal["supported", "contradicted", "undecided"]
@@ -423,7 +422,7 @@ def _functions(analysis: Analysis) -> Claim:
 
 def _compute(analysis: Analysis) -> list[Claim]:
     found = {
-        f"{label(name)}, {compute_tables.flops(budget)} FLOPs": gap
+        f"{label(name)}, {flops(budget)} FLOPs": gap
         for name, gaps in analysis.advantages.items()
         if is_spline(name)
         for budget, gap in gaps.items()

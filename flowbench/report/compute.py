@@ -3,11 +3,12 @@ r"""Fixed compute: which size, which split into blocks and which data every budg
 A budget is a number of training FLOPs, :math:`C = 6\,N\,D`, where N are the parameters and D the
 patches seen. Of the runs of one budget, the best size is the vertex of
 
-.. math:: L(N) = q_0 + q_1 \ln N + q_2 (\ln N)^2,
+.. math:: L(N) = q_0 + q_1 \ln N + q_2 (\ln N)^2
 
-by least squares over its runs, and the exponent e of :math:`N \propto C^e` is the slope of the
-straight line through the logarithms of the vertices of several budgets (Hoffmann et al. 2022,
-"Training Compute-Optimal Large Language Models", approach 2). Intervals are over resampled seeds.
+through the mean losses of the best size that was trained and of its two neighbours, beyond which no
+parabola fits. The exponent e of :math:`N \propto C^e` is the slope of the straight line through the
+logarithms of the vertices of several budgets (Hoffmann et al. 2022, "Training Compute-Optimal Large
+Language Models", approach 2). Intervals are over resampled seeds.
 """
 
 import math
@@ -63,9 +64,14 @@ class Curve:
         """Mean loss of every size that was trained."""
         return self.points.groupby("x")["loss"].mean()
 
+    @property
+    def near(self) -> pd.DataFrame:
+        """The runs of the best size that was trained and of its two neighbours."""
+        return _near(self.points)
+
     def parabola(self, x: np.ndarray) -> np.ndarray:
         """The fitted loss at each x."""
-        return np.polyval(_parabola(self.points), np.log(x))
+        return np.polyval(_parabola(self.near), np.log(x))
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ def alternatives(runs: pd.DataFrame, metric: str, what: str) -> list[Alternative
         if what == "split":
             names = group[BLOCKS].map("{:.0f} × ".format) + group[LAYERS].map("{:.0f}".format)
         else:
-            names = group[TRAIN_IMAGES].fillna(math.inf)
+            names = group[TRAIN_IMAGES].replace("None", math.inf).astype(float)
         losses = group.assign(name=names).pivot_table(metric, SEED, "name")
         losses = losses[losses.mean().sort_values().index]
         found.append(Alternatives(transform, flops, losses))
@@ -161,22 +167,31 @@ def _curve(transform: str, flops: float, patches: float, points: pd.DataFrame) -
 
     if len(sizes) < SIZES:
         return undetermined(f"{len(sizes)} sizes, where {SIZES} are needed")
-    best = _vertex(points)
-    if best < sizes[0]:
-        return undetermined("the smallest size is the best")
-    if best > sizes[-1]:
-        return undetermined("the largest size is the best")
+    leader = points.groupby("x")["loss"].mean().idxmin()
+    if leader in (sizes[0], sizes[-1]):
+        return undetermined(f"the {'smallest' if leader == sizes[0] else 'largest'} is the best")
     if len(seeds) < 2:
         return undetermined("one seed")
-    by_seed = [points[points[SEED] == seed] for seed in seeds]
+    near = _near(points)
+    best = _vertex(near)
+    by_seed = [near[near[SEED] == seed] for seed in seeds]
     again = np.array(
         [_vertex(pd.concat([by_seed[place] for place in draw])) for draw in resamples(len(seeds))]
     )
     low, high = np.quantile(again, ENDS)
-    if low < sizes[0] or high > sizes[-1]:
-        return undetermined("the interval of the best size leaves the sizes that were trained")
+    if low < near["x"].min() or high > near["x"].max():
+        return undetermined(
+            "its interval reaches beyond the neighbours of the best that was trained"
+        )
     found = Interval(best, low, high, len(seeds))
     return Curve(transform, flops, patches, points, found, again, "")
+
+
+def _near(points: pd.DataFrame) -> pd.DataFrame:
+    """Select the runs of the best size and of its neighbours."""
+    means = points.groupby("x")["loss"].mean()
+    place = int(means.argmin())
+    return points[points["x"].isin(means.index[max(place - 1, 0) : place + 2])]
 
 
 def _parabola(points: pd.DataFrame) -> np.ndarray:

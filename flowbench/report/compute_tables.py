@@ -7,7 +7,7 @@ from flowbench.report import compute
 from flowbench.report.analysis import Analysis
 from flowbench.report.compute import SIZES, WIDEST, Alternatives, Curve
 from flowbench.report.document import Block, Paragraph, Table
-from flowbench.report.text import MISSING, confidence, label, measured, number
+from flowbench.report.text import MISSING, confidence, flops, label, measured, number
 from flowbench.schema import FLOPS
 
 
@@ -25,10 +25,11 @@ def _sizes(analysis: Analysis) -> Iterator[Block]:
     unit = analysis.quality.unit
     yield Paragraph(
         "Losses of flows of several widths, each trained for the same training FLOPs: 6 · "
-        "parameters · patches · images seen. Best size: the vertex of a parabola in the logarithm "
-        "of the parameters, with a 95 % interval over resampled seeds. Not determined: fewer than "
-        f"{SIZES} sizes, or the vertex or its interval lies beyond the sizes that were trained. "
-        "Best trained: the size with the least mean loss.",
+        "parameters · patches · images seen. Best trained: the size with the least mean loss. Best "
+        "size: the vertex of a parabola in the logarithm of the parameters through its mean loss "
+        "and those of its two neighbours, with a 95 % interval over resampled seeds. Not "
+        f"determined: fewer than {SIZES} sizes, the best trained is the smallest or the largest, "
+        "or the interval reaches beyond its neighbours.",
         lead="Best size by budget.",
     )
     rows = [
@@ -37,16 +38,6 @@ def _sizes(analysis: Analysis) -> Iterator[Block]:
     ]
     header = ["transform", "FLOPs", "best size (parameters)", "best trained", "images seen"]
     yield Table([*header, f"its {analysis.quality.metric} ({unit})"], rows, words=2)
-
-
-def flops(value: float) -> str:
-    """Write a budget.
-
-    Example:
-        >>> flops(1.25e12)
-        '1.25e12'
-    """
-    return f"{value:.3g}".replace("e+", "e")
 
 
 def _best(one: Curve) -> str:
@@ -126,10 +117,10 @@ def _listed(one: Alternatives) -> str:
     return "; ".join(f"{_name(name)}: {number(loss)}" for name, loss in means.items())
 
 
-def _name(name: object) -> str:
-    if isinstance(name, float):
-        return "all" if math.isinf(name) else f"{name:,.0f}"
-    return str(name)
+def _name(name: float | str) -> str:
+    if isinstance(name, str):
+        return name
+    return "all" if math.isinf(name) else f"{name:,.0f}"
 
 
 def _lead(one: Alternatives) -> str:

@@ -174,6 +174,7 @@ def _lead(analysis: Analysis, pictures: dict[str, Picture]) -> Plot | None:
     bins = analysis.along["bins"]
     many = bins is not None and bins.runs["x"].nunique() > 2
     wanted = ["pareto"] if len(analysis.study.objectives) > 1 else []
+    wanted += ["compute"]
     wanted += [
         name for name, key in (("blocks", BLOCKS), ("layers", LAYERS)) if analysis.along[key]
     ]

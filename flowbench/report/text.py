@@ -7,7 +7,7 @@ from typing import Any
 
 from flowbench import schema
 from flowbench.report.stats import Interval
-from flowbench.schema import BLOCKS, LAYERS, LAYERS_LISTED
+from flowbench.schema import BLOCKS, BUDGET, LAYERS, LAYERS_LISTED, TRAIN_IMAGES
 
 AFFINE = "affine"
 """The baseline of every comparison."""
@@ -120,11 +120,29 @@ def configuration(transform: str, settings: Mapping[str, Any]) -> str:
         else:
             words.append(f"{layers} per block")
     words += [
-        f"{schema.find(name).label} {'default' if value != value else plain(value)}"
+        f"{schema.find(name).label} {_setting(name, value)}"
         for name, value in settings.items()
         if name not in (BLOCKS, LAYERS)
     ]
     return ", ".join(words)
+
+
+def _setting(name: str, value: Any) -> str:
+    if value != value:
+        return "default"
+    if name == BUDGET:
+        return flops(value)
+    return "all" if name == TRAIN_IMAGES and value == "None" else plain(value)
+
+
+def flops(value: float) -> str:
+    """Write a number of floating-point operations.
+
+    Example:
+        >>> flops(1.25e12)
+        '1.25e12'
+    """
+    return f"{value:.3g}".replace("e+", "e")
 
 
 def counted(count: float, noun: str) -> str:

@@ -5,11 +5,11 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from flowbench.report.analysis import Analysis
-from flowbench.report.compute_tables import flops
+from flowbench.report.compute import Curve
 from flowbench.report.figures import style
 from flowbench.report.figures.scaling import powers
 from flowbench.report.figures.style import Plot
-from flowbench.report.text import label
+from flowbench.report.text import flops, label
 
 
 @style.context()
@@ -28,10 +28,10 @@ def budgets(analysis: Analysis) -> Figure:
             colour, name = colours[every.index(one.flops)], f"{flops(one.flops)} FLOPs"
             axes.plot(one.points["x"], one.points["loss"], ".", color=colour, alpha=0.5, mew=0)
             axes.plot(one.means.index, one.means, "o", color=colour, mfc="white", label=name)
-            if len(one.means) > 2:
-                x = np.geomspace(one.means.index[0], one.means.index[-1], 100)
-                axes.plot(x, one.parabola(x), color=colour)
+            axes.plot(one.means.index, one.means, ":", color=colour, linewidth=0.8)
             if one.best is not None:
+                x = np.geomspace(one.near["x"].min(), one.near["x"].max(), 100)
+                axes.plot(x, one.parabola(x), color=colour)
                 at = np.array([one.best.mean])
                 axes.plot(at, one.parabola(at), "*", color=colour, markersize=11)
         axes.set_title(label(transform))
@@ -39,15 +39,28 @@ def budgets(analysis: Analysis) -> Figure:
         axes.set_xlabel("Parameters")
         powers(axes)
     panels[0].set_ylabel(analysis.quality.title)
+    low = min(one.means.min() for one in found)
+    panels[0].set_ylim(low - 0.05 * (_top(found) - low), _top(found))
     style.legend_below(figure)
     return figure
 
 
+def _top(found: list[Curve]) -> float:
+    """Where the loss is cut off: sizes far from the best would leave the others no room."""
+    worst = max(float(one.near.groupby("x")["loss"].mean().max()) for one in found)
+    least = min(float(one.means.min()) for one in found)
+    return worst + 0.05 * (worst - least)
+
+
 def _caption(analysis: Analysis) -> str:
+    top = _top(analysis.curves)
+    beyond = sum(int((one.means > top).sum()) for one in analysis.curves)
+    cut = f" Not drawn: {beyond} sizes above {top:.2f}." if beyond else ""
     return (
         f"{analysis.quality.title} of flows of several sizes, each trained for the same FLOPs. "
-        "Circles: means over seeds; dots: single runs; lines: parabolas in the logarithm of "
-        "the size, fitted to all runs of a budget. Stars: best sizes, where they are determined."
+        "Circles: means over seeds; dots: single runs. Where the best size is determined: a "
+        "parabola in the logarithm of the size through the best that was trained and its "
+        f"neighbours, and a star at its least loss.{cut}"
     )
 
 
