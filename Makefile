@@ -15,7 +15,7 @@ SHARED := -n logical --maxprocesses 4 --dist worksteal  # several processes shar
 
 SWEEPS := sweep-bins sweep-blocks sweep-blocks-matched sweep-layers sweep-learning-rate sweep-search \
           sweep-timing sweep-sampling sweep-start sweep-orders sweep-functions sweep-depth \
-          sweep-colour sweep-ood
+          sweep-colour sweep-ood sweep-scaling
 
 .PHONY: help install test test-all check gpu-check train compare-affine-rqs $(SWEEPS) bench report ui dashboard clean
 
@@ -65,6 +65,7 @@ sweep-start: ## Does it help to transform the first patch of a block too
 sweep-orders: ## In which order the blocks should take the patches
 sweep-functions: ## Which monotone function should stand in place of the affine one
 sweep-depth: ## Of 8 layers in all, how many in which block
+sweep-scaling: ## How should a budget of training FLOPs be spent
 sweep-colour: ## Does the advantage of splines grow with the variance of the pixels
 sweep-ood: ## Does the likelihood tell images of another kind from its own
 $(SWEEPS): sweep-%: $(READY)

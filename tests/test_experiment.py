@@ -13,11 +13,13 @@ import torch
 
 from flowbench import callbacks, checkpoint, watch
 from flowbench.config import Experiment
+from flowbench.data.module import FlowData
 from flowbench.errors import Diverged, Interrupted, UsageError
 from flowbench.evaluation import protocol
 from flowbench.experiment import run
 from flowbench.measure import evaluate
 from flowbench.module import FlowModule
+from flowbench.size import parameters
 from flowbench.tracking.store import Store
 
 pytestmark = tiny.LIBRARIES
@@ -50,6 +52,8 @@ def assert_same(store: Store, run_id: str, other: str) -> None:
     assert store.get(run_id).info.status == store.get(other).info.status == "FINISHED"
 
 
+OF_STEP = 6 * parameters(tiny.experiment().model, (1, 28, 28), 10) * 16 * 100
+"""FLOPs of a step: 16 patches of 100 images."""
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "average": {"optim__ema": 0.9},
@@ -59,6 +63,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "twice validated": {"trainer__val_check_interval": 0.5},
     "bfloat16": {"trainer__precision": "bf16-mixed"},
     "by steps": {"trainer__max_epochs": -1, "trainer__max_steps": 10},
+    "by FLOPs": {"trainer__max_epochs": -1, "flops": 10.4 * OF_STEP},
+    "few images": {"data__train_images": 400},
     "seldom validated": {"trainer__check_val_every_n_epoch": 2, "trainer__max_epochs": 3},
 }
 PLACES = {
@@ -132,6 +138,26 @@ def test_a_run_that_died_goes_on_from_its_last_checkpoint(
     assert torch.load(shared.checkpoint(died), weights_only=True)["global_step"] == 6 + 4
     run(experiment, shared, resume=died)
     assert_same(shared, died, whole("average"))
+
+
+def test_flops_end_a_run_at_the_nearest_step_as_so_many_steps_do(
+    shared: Store, whole: Callable[[str], str]
+) -> None:
+    by_flops, by_steps = (tiny.weights(shared, whole(name)) for name in ("by FLOPs", "by steps"))
+    assert by_flops["global_step"] == by_steps["global_step"] == 10
+    assert tiny.same(dict(by_flops["state_dict"]), dict(by_steps["state_dict"]))
+    history = shared.client.get_metric_history(whole("by FLOPs"), "val/loss")
+    assert [point.step for point in history] == [1, 2]
+
+
+def test_a_run_of_few_images_sees_the_first_of_them_only(
+    shared: Store, whole: Callable[[str], str]
+) -> None:
+    data = FlowData(tiny.experiment(data__train_images=400).data, seed=0)
+    assert torch.equal(data.train.pixels, data.splits.train.pixels[:400])
+    assert data.splits.digest == FlowData(tiny.experiment().data, seed=0).splits.digest
+    weights = tiny.weights(shared, whole("few images"))
+    assert weights["global_step"] == 2 * 4
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_again(
@@ -315,6 +341,9 @@ REFUSED = {
     "trainer.logger cannot be set: runs are": {"trainer__logger": True},
     "trainer.gradient_clip_val cannot be set: set optim.clip": {"trainer__gradient_clip_val": 1},
     "trainer.max_epochs = -1, trainer.max_steps = None is not": {"trainer__max_epochs": -1},
+    "flops = -1": {"flops": -1.0},
+    "data.train_images = 0": {"data__train_images": 0},
+    "data.train_images = 10000000 is not valid: at most": {"data__train_images": 10_000_000},
     "trainer.max_epochs = 'x'": {"trainer__max_epochs": "x"},
     "trainer.precision = 'nonsense' is not valid: 32-true": {"trainer__precision": "nonsense"},
     "trainer.precision = 'bf16-true'": {"trainer__precision": "bf16-true"},

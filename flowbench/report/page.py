@@ -10,7 +10,7 @@ from typing import Literal
 
 import pandas as pd
 
-from flowbench.report import compute_tables, tables
+from flowbench.report import compute, compute_tables, tables
 from flowbench.report.analysis import Analysis
 from flowbench.report.claims import RULES, UNCORRECTED, Claim, across, claims
 from flowbench.report.datasets import Advantage, advantages, tellings
@@ -26,6 +26,7 @@ from flowbench.report.text import (
     AFFINE,
     configuration,
     counted,
+    flops,
     is_spline,
     label,
     limits,
@@ -250,6 +251,7 @@ def _effect(analysis: Analysis) -> Iterator[str]:
             f"({limits(gain.by)})."
         )
     yield from _options(analysis)
+    yield from _budgets(analysis)
     for transform, one in analysis.fewer.items():
         good = [n for n, gap in one.gaps.items() if gap.high <= 0]
         affine = f"affine with {counted(one.most, 'block')}"
@@ -266,6 +268,27 @@ def _effect(analysis: Analysis) -> Iterator[str]:
         layers = counted(least.x, "layer")
         name = label(least.transform)
         yield f"{name} with {layers} per block is as good as affine with {least.words}."
+
+
+def _budgets(analysis: Analysis) -> Iterator[str]:
+    """Say how the best size, and the difference from affine, go with the budget of compute."""
+    unit = analysis.quality.unit
+    for exponent in compute.exponents(analysis.curves):
+        if (value := exponent.value) is not None:
+            yield (
+                f"{label(exponent.transform)}'s best size grows as FLOPs^{number(value.mean, 2)} "
+                f"({limits(value, 2)})."
+            )
+    for transform, gaps in analysis.advantages.items():
+        known = [gap for gap in gaps.values() if gap.n > 1]
+        if is_spline(transform) and len(known) > 1:
+            first, last = min(gaps), max(gaps)
+            yield (
+                f"At equal FLOPs {label(transform)} differs from {label(str(analysis.base))} by "
+                f"{number(gaps[first].mean, sign='+')} {unit} ({limits(gaps[first], sign='+')}) at "
+                f"{flops(first)}, {number(gaps[last].mean, sign='+')} "
+                f"({limits(gaps[last], sign='+')}) at {flops(last)}."
+            )
 
 
 def _options(analysis: Analysis) -> Iterator[str]:

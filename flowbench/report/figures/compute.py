@@ -58,9 +58,8 @@ def _caption(analysis: Analysis) -> str:
     cut = f" Not drawn: {beyond} sizes above {top:.2f}." if beyond else ""
     return (
         f"{analysis.quality.title} of flows of several sizes, each trained for the same FLOPs. "
-        "Circles: means over seeds; dots: single runs. Where the best size is determined: a "
-        "parabola in the logarithm of the size through the best that was trained and its "
-        f"neighbours, and a star at its least loss.{cut}"
+        "Circles: means over seeds; dots: runs. Line: parabola through the best trained size and "
+        f"its neighbours; star: its least loss, where determined.{cut}"
     )
 
 
