@@ -165,7 +165,8 @@ def test_zuko_takes_a_transform_for_its_own_flows() -> None:
 
 def test_the_readmes_lines_run_as_they_stand(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    lines = readme.partition("```python\n")[2].partition("```")[0]
+    section = readme.partition("### From Python\n")[2]
+    lines = section.partition("```python\n")[2].partition("```")[0]
     assert "from flowbench import" in lines
     quick = "max_epochs=1, limit_train_batches=1, limit_val_batches=1, accelerator='cpu'"
     quick += ", logger=False, enable_checkpointing=False, log_every_n_steps=1"

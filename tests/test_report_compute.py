@@ -171,6 +171,8 @@ def test_runs_without_budgets_have_no_curves() -> None:
     table = runs(planted_loss)
     assert not found(table.drop(columns=BUDGET))
     assert not found(table.assign(**{BUDGET: math.nan}))
+    assert not found(table.assign(**{BUDGET: "None"}))
+    assert laws.budgets(table.assign(**{BUDGET: "None"})).isna().all()
 
 
 def recorded(gap: float) -> Analysis:

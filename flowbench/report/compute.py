@@ -138,9 +138,8 @@ def _groups(
 
     Where several sets of runs do, the one with most runs is taken.
     """
-    if BUDGET not in runs:
-        return
-    runs = runs.dropna(subset=[metric, BUDGET]).assign(total=runs[BLOCKS] * runs[LAYERS])
+    runs = runs.assign(**{BUDGET: laws.budgets(runs), "total": runs[BLOCKS] * runs[LAYERS]})
+    runs = runs.dropna(subset=[metric, BUDGET])
     free = [TRANSFORM, BUDGET, *_FREE[what]]
     equal = [name for name in schema.settings(runs.columns) if name not in free]
     equal += ["total"] if what == "split" else []

@@ -138,7 +138,7 @@ def fits(
     equal = [name for name in schema.settings(runs.columns) if not name.startswith(MODEL)]
     found = []
     quantities = [BLOCKS, LAYERS]
-    if BUDGET not in runs or runs[BUDGET].isna().all():
+    if budgets(runs).isna().all():
         quantities += ["parameters", "compute"]
     for quantity in quantities:
         if quantity in along:
@@ -156,6 +156,12 @@ def fits(
     return found
 
 
+def budgets(runs: pd.DataFrame) -> pd.Series:
+    """Return the training FLOPs that end each run; NaN where none do."""
+    recorded = runs.get(BUDGET, pd.Series(math.nan, runs.index))
+    return pd.to_numeric(recorded, errors="coerce").astype(float)  # a null is recorded as None
+
+
 def training_flops(runs: pd.DataFrame, history: pd.DataFrame, patches: pd.DataFrame) -> pd.Series:
     """Estimate the training FLOPs of each run: 6 · parameters · tokens · images seen.
 
@@ -169,8 +175,8 @@ def training_flops(runs: pd.DataFrame, history: pd.DataFrame, patches: pd.DataFr
     images = seen.groupby(epochs["run_id"]).sum(min_count=1).round()
     flops = schema.FLOPS * by_run["parameters"] * tokens.reindex(by_run.index)
     flops *= images.reindex(by_run.index)
-    if BUDGET in by_run:  # training ended there, maybe within an epoch, which has no time
-        flops = by_run[BUDGET].astype(float).fillna(flops)
+    # Training ended at its budget, maybe within an epoch, which has no time.
+    flops = budgets(by_run).fillna(flops)
     return pd.Series(flops.to_numpy(), runs.index, dtype=float)
 
 
