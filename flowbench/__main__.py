@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from flowbench.errors import Interrupted, UsageError
-from flowbench.terminal import Parser, amount, natural, positive, say, seconds
+from flowbench.terminal import COMPLETING, Parser, amount, natural, positive, say, seconds
 
 INTERRUPTED = 130
 FAULT = 3
@@ -36,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 is success, 2 an error that the message explains, 3 a fault of flowbench, 130 a signal.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if COMPLETING in os.environ:
+        arguments = _completed(arguments)
     debug = "--debug" in arguments
     command, *rest = [a for a in arguments if a != "--debug"] or ["--help"]
     if command in ("-h", "--help"):
@@ -522,9 +524,16 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def _add_study(parser: argparse.ArgumentParser) -> None:
     words = "a study file, or the name of one that comes with flowbench, such as bins"
-    parser.add_argument("study", type=Path, help=words)
+    parser.add_argument("study", type=Path, help=words).completer = _studies  # type: ignore[attr-defined]
     parser.add_argument("--scale", default="quick", help="quick, medium or full")
     _add_results(parser)
+
+
+def _studies(**_: object) -> list[str]:
+    """Name the studies that come with flowbench, for a shell that completes a line."""
+    from flowbench.study import STUDIES
+
+    return sorted(path.stem for path in STUDIES.glob("*.yaml"))
 
 
 def _add_storage(parser: argparse.ArgumentParser) -> None:
@@ -534,6 +543,19 @@ def _add_storage(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("FLOWBENCH_STORAGE"),
         help="Optuna's, to share between machines; default: FLOWBENCH_STORAGE, or a file",
     )
+
+
+def _completed(arguments: list[str]) -> list[str]:
+    """Complete the name of a command; return the command whose options are to be completed."""
+    line = os.environ["COMP_LINE"][: int(os.environ["COMP_POINT"])]
+    *before, _ = line.split(" ")
+    command = before[1] if len(before) > 1 else ""
+    if command not in COMMANDS:
+        parser = Parser(prog="flowbench")
+        parser.add_argument("command", choices=COMMANDS)
+        parser.parse_args(arguments)
+    os.environ[COMPLETING] = "2"  # the command is a part of the program's name
+    return [command]
 
 
 def _first_line(command: Callable[..., None]) -> str:

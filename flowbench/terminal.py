@@ -2,10 +2,11 @@
 
 import argparse
 import math
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from flowbench.errors import UsageError
 
@@ -91,8 +92,20 @@ def natural(text: str) -> int:
     return int(text)
 
 
+COMPLETING = "_ARGCOMPLETE"
+"""Set by a shell that completes a line: the number of words before the options, counted from 1."""
+
+
 class Parser(argparse.ArgumentParser):
     """Raises an error where argparse would print several lines and exit."""
+
+    def parse_args(self, *arguments: Any, **options: Any) -> Any:
+        """Parse; or, where a shell asks for the words that may come next, name them and exit."""
+        if COMPLETING in os.environ:
+            from argcomplete import autocomplete
+
+            autocomplete(self)
+        return super().parse_args(*arguments, **options)
 
     def error(self, message: str) -> NoReturn:
         """Raise ``UsageError``."""

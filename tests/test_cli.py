@@ -645,3 +645,29 @@ def test_a_port_in_use_is_told(
         busy.listen()
         line = told(capsys, "ui", f"--results={trained[0]}", f"--port={port}")
     assert f"127.0.0.1:{port}" in line
+
+
+# Completion
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("flowbench s", {"sample", "show", "submit", "sweep"}),
+        ("flowbench sweep --st", {"--storage"}),
+        ("flowbench sweep colo", {"colour"}),
+        ("flowbench train --model.tr", {"--model.transform"}),
+        ("flowbench sweep bins --scale quick --dr", {"--dry-run"}),
+    ],
+)
+def test_a_shell_completes_a_line(line: str, expected: set[str], tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "_ARGCOMPLETE": "1",
+        "_ARGCOMPLETE_STDOUT_FILENAME": str(tmp_path / "words"),
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
+    }
+    subprocess.run([sys.executable, "-m", "flowbench"], env=environment, check=True)
+    words = (tmp_path / "words").read_text().split("\013")
+    assert {word.strip() for word in words} == expected
