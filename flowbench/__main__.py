@@ -215,6 +215,7 @@ def evaluate(arguments: Sequence[str]) -> None:
         "draws": "passes over the test images, each with its own noise",
         "bayes": "test images to classify by Bayes' rule; 0: none",
         "samples": "images to generate for FID and its like; 0: none",
+        "latents": "training and test images whose noise is measured; 0: none",
     }.items():
         parser.add_argument(f"--{key}", type=natural, help=f"{words}; default: as the run's own")
     parser.add_argument("--inception-weights", metavar="FILE", help="of torch-fidelity's Inception")
@@ -225,7 +226,7 @@ def evaluate(arguments: Sequence[str]) -> None:
     from flowbench.measure import evaluate as measure
     from flowbench.tracking.store import Store
 
-    keys = ("draws", "bayes", "samples", "inception_weights")
+    keys = ("draws", "bayes", "samples", "latents", "inception_weights")
     given = {key: getattr(parsed, key) for key in keys if getattr(parsed, key) is not None}
     metrics = measure(parsed.run, Store(parsed.results), given, parsed.device, parsed.out)
     for key, value in metrics.items():

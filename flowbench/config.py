@@ -216,6 +216,9 @@ class Evaluate:
     """Epochs between FIDs against the validation images; 0: none. Each takes time."""
     fidelity_samples: int = 1000
     """Images generated for each of these FIDs."""
+    latents: int = 0
+    """Training and test images whose noise is measured: how Gaussian it is, and where the class is
+    after every block; 0: none, else at least 10."""
     other_data: list[DataName] = field(default_factory=list)
     """Data sets whose test images the likelihood is to tell from the flow's own, such as
     '[photo-crops]'; the flow's own data set among them is left out."""
@@ -223,6 +226,8 @@ class Evaluate:
     def __post_init__(self) -> None:
         for key in ("samples_every", "bayes", "samples", "guidance", "fidelity_every"):
             check(getattr(self, key) >= 0, f"evaluate.{key}", getattr(self, key), "at least 0")
+        enough = self.latents == 0 or self.latents >= 10
+        check(enough, "evaluate.latents", self.latents, "0, or at least 10")
         for key in ("samples_per_class", "draws", "fidelity_samples"):
             check(getattr(self, key) >= 1, f"evaluate.{key}", getattr(self, key), "at least 1")
 

@@ -97,6 +97,48 @@ def test_reach_follows_the_order_of_a_block() -> None:
     assert np.abs(np.triu(found, 1)).max() > 1e-3
 
 
+def planted(shift: float, log_scale: float) -> Flow:
+    """An affine flow of two blocks, each of which maps every patch but its first alike."""
+    flow = new(classes=0, blocks=2)
+    for block in flow.blocks:
+        bias = block.network.proj_out.bias.data.view(2, -1)
+        bias[0], bias[1] = shift, log_scale
+    return flow
+
+
+def test_the_noise_of_a_planted_linear_flow_has_the_moments_that_follow() -> None:
+    """Both blocks act on the patches in the middle, one on the first and one on the last."""
+    images = splits(count=60)
+    known = latents.maps(planted(0.3, 0.5), images, middle, 60, 25)
+    x = patchify(middle(images.test.pixels, torch.Generator()), 2)
+    transform = planted(0.3, 0.5).blocks[0].transform
+    params = torch.tensor([0.3, 0.5]).expand(*x.shape, 2)
+    once, _ = transform.forward(x, params)
+    twice, _ = transform.forward(once, params)
+    expected = torch.cat([once[:, :1], twice[:, 1:-1], once[:, -1:]], 1)
+    torch.testing.assert_close(known.stages["test"][-1], expected)
+    torch.testing.assert_close(known.stages["test"][0], x)
+    table = latents.gaussian(known)
+    test = table[table["set"] == "test"]
+    np.testing.assert_allclose(test["mean"], expected.mean((0, 2)), rtol=1e-4)
+    spread = expected.std(0, unbiased=False).mean(1)
+    np.testing.assert_allclose(test["std"], spread, rtol=1e-4)
+    of_images = gaussianity(x, 2)
+    np.testing.assert_allclose(test["correlation"], of_images["correlation"], rtol=1e-3)
+    accuracy = latents.probed(known)["accuracy"]  # a linear map of each number moves no class
+    assert accuracy.nunique() == 1
+
+
+def test_latents_of_a_planted_linear_flow_reach_as_far_as_its_slopes_let_them() -> None:
+    z = torch.randn(8, 6, 4, generator=torch.Generator().manual_seed(0))
+    y = torch.full((8,), -1)
+    plain, scaled = reach(new(), z, y), reach(planted(0.3, 0.5), z, y)
+    slopes = (planted(0.3, 0.5).blocks[0].transform.forward(
+        torch.zeros(1), torch.tensor([[0.3, 0.5]])
+    ))[1].exp().item() ** np.array([1, 2, 2, 2, 2, 1])  # fmt: skip
+    np.testing.assert_allclose(np.diag(scaled), np.diag(plain) / slopes, rtol=1e-4)
+
+
 def test_a_linear_classifier_finds_a_class_that_is_there() -> None:
     random = torch.Generator().manual_seed(0)
     labels = torch.arange(200) % 2

@@ -79,6 +79,14 @@ def test_all_is_measured_under_the_names_of_its_protocol(cache: Path) -> None:
     assert "fid_inception" in found.tags["skipped"]
 
 
+def test_latents_are_measured_where_asked_for(cache: Path) -> None:
+    found = evaluated(cache, evaluate__latents=30)
+    assert found.tables["probe"]["block"].tolist() == [0, 1, 2]
+    latents = found.tables["latents"]
+    assert latents.groupby("set").size().to_dict() == {"test": 16, "train": 16}
+    assert latents["ks"].between(0, 1).all()
+
+
 def test_a_flow_is_measured_the_same_twice(cache: Path) -> None:
     first, second = evaluated(cache), evaluated(cache)
     assert first.metrics.pop("samples/per_second") > 0

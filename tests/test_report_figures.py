@@ -351,6 +351,8 @@ def test_what_was_not_evaluated_is_not_drawn(recorded: Recorded) -> None:
         )
     )
     assert [name for name, lacking in plain.items() if not lacking] == ["digits"]
+    assert PLOTS["latents"].missing(analysis(recorded)) == ""
+    assert PLOTS["latents"].missing(analysis(tables())) == "latents (evaluate.latents)"
     failed = missing(changed(recorded, status="failed"))
     assert all(failed[name] for name in ("fidelity", "patches", "positions", "bayes"))
 

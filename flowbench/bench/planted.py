@@ -201,6 +201,13 @@ def _tables(
         confidence = (np.arange(15) + 0.5) / 15
         shares = {"confidence": confidence, "accuracy": confidence ** (1.2 + 0.2 * rank)}
         tables["calibration"] = pd.DataFrame({**shares, "count": np.r_[np.arange(3, 17), 300]})[1:]
+        stages = np.arange(blocks + 1)
+        tables["probe"] = pd.DataFrame({"block": stages, "accuracy": 0.9 - 0.1 * stages / blocks})
+    sides = [
+        pd.DataFrame({"set": name, "patch": patch, "row": row, "column": column, "ks": distance})
+        for name, distance in (("train", 0.02), ("test", 0.03 + 0.01 * rank))
+    ]
+    tables["latents"] = pd.concat(sides, ignore_index=True)
     return tables
 
 

@@ -73,24 +73,14 @@ def explore(
     """
     if count < 10:
         raise UsageError(f"--images {count} is not valid: at least 10")
-    say(f"mapping {2 * count} images to noise")
-    whole = {"train": splits.train, "test": splits.test}
-    sides = {name: own.take(torch.arange(min(count, len(own)))) for name, own in whole.items()}
-    maps = {name: stages(flow, images, dequantise, batch) for name, images in sides.items()}
-    test, known = sides["test"], maps["test"]
-    gaussian = [
-        gaussianity(maps[name][-1], flow.shape[1] // flow.patch).assign(set=name) for name in sides
-    ]
-    probed = pd.DataFrame(columns=["block", "accuracy"])
-    if test.labels is not None:
-        say("fitting linear classifiers")
-        probed = probe(maps["train"], sides["train"].labels, known, test.labels)
+    measured = maps(flow, splits, dequantise, count, batch)
+    known = measured.stages["test"]
     say("drawing images")
-    y = _labels(flow, test)
+    y = _labels(flow, measured.images["test"])
     near, pairs = nearest(flow, splits, sampling, count)
     return Latents(
-        probed,
-        pd.concat(gaussian, ignore_index=True),
+        probed(measured),
+        gaussian(measured),
         reach(flow, known[-1][:REDRAWN], y[:REDRAWN]),
         near,
         {
@@ -100,6 +90,45 @@ def explore(
             "nearest": pairs,
         },
     )
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Images of each part of a data set, by its name, and what each block of a flow gives of them.
+
+    Attributes:
+        images: Training and test images: ``train`` and ``test``.
+        stages: Of each, ``[blocks + 1, N, T, D]``: the noisy images, then what each block gives.
+        rows: Rows of patches of an image.
+    """
+
+    images: dict[str, Images]
+    stages: dict[str, Tensor]
+    rows: int
+
+
+def maps(flow: Flow, splits: Splits, dequantise: Dequantise, count: int, batch: int) -> Maps:
+    """Map the first images of each part to noise, and keep what is on the way; see ``explore``."""
+    say(f"mapping {2 * count} images to noise")
+    whole = {"train": splits.train, "test": splits.test}
+    images = {name: own.take(torch.arange(min(count, len(own)))) for name, own in whole.items()}
+    found = {name: stages(flow, own, dequantise, batch) for name, own in images.items()}
+    return Maps(images, found, flow.shape[1] // flow.patch)
+
+
+def gaussian(known: Maps) -> pd.DataFrame:
+    """Compare the noise of each part with a standard normal: ``Latents.gaussian``."""
+    parts = [gaussianity(z[-1], known.rows).assign(set=name) for name, z in known.stages.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def probed(known: Maps) -> pd.DataFrame:
+    """Fit linear classifiers to training images, and try them on test images: ``Latents.probe``."""
+    fitted, tried = known.images["train"].labels, known.images["test"].labels
+    if fitted is None or tried is None:
+        return pd.DataFrame(columns=["block", "accuracy"])
+    say("fitting linear classifiers")
+    return probe(known.stages["train"], fitted, known.stages["test"], tried)
 
 
 @torch.no_grad()
@@ -121,7 +150,7 @@ def stages(flow: Flow, images: Images, dequantise: Dequantise, batch: int) -> Te
     return torch.cat(parts, 1)
 
 
-def probe(known: Tensor, labels: Tensor | None, test: Tensor, answers: Tensor) -> pd.DataFrame:
+def probe(known: Tensor, labels: Tensor, test: Tensor, answers: Tensor) -> pd.DataFrame:
     """Fit a linear classifier to each stage of some images and try it on others.
 
     Multinomial logistic regression on standardised latents, by scikit-learn.

@@ -17,7 +17,7 @@ from flowbench.config import Data, Evaluate, Experiment
 from flowbench.data import Splits, load, prepare
 from flowbench.decoding import Guidance
 from flowbench.errors import Diverged, UsageError
-from flowbench.evaluation import classifier, fidelity, inception
+from flowbench.evaluation import classifier, fidelity, inception, latents
 from flowbench.evaluation.bayes import classify
 from flowbench.evaluation.density import TEST_NOISE, density
 from flowbench.evaluation.extractor import Extractor
@@ -50,7 +50,7 @@ class Evaluation:
     Attributes:
         metrics: Numbers by the names under which they are recorded.
         tags: Hashes of the extractors; ``skipped`` says what was not measured and why.
-        tables: ``patches positions confusion calibration agreement``, where measured.
+        tables: ``patches positions confusion calibration agreement latents probe``, where measured.
         images: uint8 arrays: ``samples`` and, where they apply, ``guided`` and
             ``denoised``, ``[rows, classes, H, W, C]``; ``trajectory``, from noise to image,
             ``[blocks + 1, classes, H, W, C]``.
@@ -88,6 +88,10 @@ def evaluate(
             judged = classify(flow, splits.test, dequantise, settings.bayes, TEST_NOISE, batch)
             found.metrics.update(judged.metrics)
             found.tables.update(confusion=judged.confusion, calibration=judged.calibration)
+    if settings.latents:
+        with _optional(found):
+            known = latents.maps(flow, splits, dequantise, settings.latents, batch)
+            found.tables.update(latents=latents.gaussian(known), probe=latents.probed(known))
     if others := _other_data(experiment):
         with _optional(found):
             images = {str(other.name): load(other).test for other in others}

@@ -38,6 +38,8 @@ EVALUATION = {
     "positions": ["run_id", "block", "position", "logdet"],
     "confusion": ["run_id", "label", "predicted", "count"],
     "calibration": ["run_id", "confidence", "accuracy", "count"],
+    "latents": ["run_id", "set", "patch", "row", "column"],
+    "probe": ["run_id", "block", "accuracy"],
 }
 """The tables of the evaluation, and their indispensable columns."""
 TIMING = "timing"
@@ -220,7 +222,7 @@ def _read(path: Path, text: bool = False) -> pd.DataFrame:
     return table.assign(**{name: table[name].map(str, na_action="ignore") for name in truths})
 
 
-NOT_NUMBERS = {"objective", "parameter", "state", "error", "label"}
+NOT_NUMBERS = {"objective", "parameter", "state", "error", "label", "set"}
 
 
 def _check_numbers(path: Path, name: str, values: pd.Series) -> None:

@@ -7,6 +7,7 @@ from flowbench.report.figures.curves import BPD, LOSSES, RUN_LOSSES
 from flowbench.report.figures.fidelity import FIDELITY
 from flowbench.report.figures.images import DIGITS, SAMPLING, TRAJECTORIES
 from flowbench.report.figures.importances import IMPORTANCES
+from flowbench.report.figures.latents import LATENTS
 from flowbench.report.figures.maps import PATCHES, POSITIONS
 from flowbench.report.figures.orders import ORDERS, STARTS
 from flowbench.report.figures.pareto import PARETO
@@ -35,6 +36,7 @@ FIGURES: tuple[Plot, ...] = (
     FIDELITY,
     PATCHES,
     BAYES,  # in the appendix
+    LATENTS,
     TRAJECTORIES,
     POSITIONS,
     TRIALS,

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import matplotlib
 import numpy as np
@@ -15,12 +15,15 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import CenteredNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.gridspec import SubplotSpec
-from matplotlib.typing import LineStyleType, RcKeyType
+from matplotlib.typing import LineStyleType
 from PIL import Image
 
 from flowbench.report.analysis import Analysis
 from flowbench.report.stats import fences
 from flowbench.report.text import label, ordered
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
 
 COLUMN, PAGE = 3.4, 7.0
 """Widths in inches of one column and of both."""
@@ -31,7 +34,7 @@ GREY = "#666666"
 """Colour of guides, limits and notes."""
 TRAINING, VALIDATION = "#0072b2", "#d55e00"
 
-_LOOK: dict[RcKeyType, Any] = {
+_LOOK: "dict[RcKeyType, Any]" = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so every machine draws the same
     "font.size": 8.0,
     "axes.titlesize": 8.0,
