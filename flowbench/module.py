@@ -20,6 +20,9 @@ from flowbench.seeding import generator
 from flowbench.watch import Broken, Watch
 
 VALIDATION_NOISE = 2412
+SHAPES = 4096
+"""Flows of different shapes that a process compiles; torch's own limit is 8, and it runs all beyond
+uncompiled, with a warning, where a study has dozens."""
 Place = tuple[int, int, int, int]
 """Seed, epoch, batch and device: what the noise of a batch follows from."""
 
@@ -126,8 +129,13 @@ class FlowModule(LightningModule):
             raise Diverged(self._explain(found))
 
     def on_fit_start(self) -> None:
-        """Compile the flow in place if the experiment asks for it."""
+        """Compile the flow in place if the experiment asks for it.
+
+        Flows of one shape share what is compiled, so only the first run of a process waits for it.
+        """
         if self.experiment.compile:
+            torch._dynamo.config.recompile_limit = SHAPES
+            torch._dynamo.config.accumulated_recompile_limit = SHAPES
             self.flow.compile()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

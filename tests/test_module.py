@@ -11,6 +11,7 @@ import tiny
 import torch
 from lightning.pytorch import Trainer
 from torch import nn
+from torch._dynamo.utils import counters
 
 from flowbench import callbacks
 from flowbench.checkpoint import check_resumable, load
@@ -19,6 +20,7 @@ from flowbench.data.module import FlowData
 from flowbench.errors import UsageError
 from flowbench.evaluation.likelihood import bits_per_dim, objective
 from flowbench.experiment import run
+from flowbench.flow import Flow
 from flowbench.means import Means
 from flowbench.measure import evaluate
 from flowbench.module import FlowModule
@@ -44,6 +46,24 @@ def fitted(
     trainer = Trainer(**options, **quiet, enable_model_summary=False)
     trainer.fit(module, datamodule=FlowData(experiment.data, experiment.seed))
     return module, trainer, rates
+
+
+def test_every_shape_of_a_study_is_compiled_and_once_for_all_seeds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.compiler.reset()
+    compile_in_place = nn.Module.compile
+    monkeypatch.setattr(Flow, "compile", lambda flow: compile_in_place(flow, backend="eager"))
+    before = counters["stats"]["unique_graphs"]
+    for bins in range(1, 10):
+        for seed in range(2):
+            options = {"model__transform": f"rqs-{bins}", "seed": seed, "compile": True}
+            module = FlowModule(tiny.experiment(**options), (1, 28, 28), 10)
+            module.on_fit_start()
+            z, _ = module.flow(torch.randn(3, 1, 28, 28), torch.arange(3))
+            z.sum().backward()
+        assert counters["stats"]["unique_graphs"] == before + bins
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize(
