@@ -185,9 +185,25 @@ def register(store: Store, of: str, name: str | None, alias: str | None) -> tupl
             checkpoint=checkpoint,
         )
         number = made.registered_model_version
+        store.client.update_model_version(name, str(number), _about(run))
         if alias:
             store.client.set_registered_model_alias(name, alias, str(number))
     return str(run.info.run_id), f"models:/{name}@{alias}" if alias else f"models:/{name}/{number}"
+
+
+def _about(run: Run) -> str:
+    """Describe a flow in Markdown."""
+    params, metrics = run.data.params, run.data.metrics
+    found = [
+        f"{key} {metrics[key]:.4g}"
+        for key in ("val/loss", "test/bpd", "test/nll")
+        if key in metrics
+    ]
+    return (
+        f"{run.info.run_name} of {params['name']}: a flow of {params['data.name']} with the "
+        f"transform {params['model.transform']}; {', '.join(found)}. As a function: one row an image, "
+        "with the parameters method (log_prob or sample), seed and temperature."
+    )
 
 
 def _best(store: Store, of: str) -> Run:

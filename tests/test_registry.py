@@ -57,6 +57,9 @@ def model(store: Store) -> mlflow.pyfunc.PyFuncModel:
 def test_the_best_flow_of_a_study_is_registered_under_an_alias(store: Store, best: str) -> None:
     found = store.client.get_model_version_by_alias("two-quick", "best")
     assert found.run_id == best
+    assert (
+        "of two/quick: a flow of mnist-5k with the transform affine; val/loss" in found.description
+    )
     assert (store.results / "artifacts/two/quick/models").is_dir()
     assert "MLFLOW_TRACKING_URI" not in os.environ
 
