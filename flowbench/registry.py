@@ -201,8 +201,8 @@ def _about(run: Run) -> str:
     ]
     return (
         f"{run.info.run_name} of {params['name']}: a flow of {params['data.name']} with the "
-        f"transform {params['model.transform']}; {', '.join(found)}. As a function: one row an image, "
-        "with the parameters method (log_prob or sample), seed and temperature."
+        f"transform {params['model.transform']}; {', '.join(found)}. As a function: one row an "
+        "image, with the parameters method (log_prob or sample), seed and temperature."
     )
 
 
