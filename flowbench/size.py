@@ -47,6 +47,36 @@ def parameters(model: Model, shape: tuple[int, int, int], classes: int) -> int:
     return model.blocks * around + model.total_layers * in_layer
 
 
+TRAINING_IMAGES = {
+    "mnist-5k": 4000,
+    "digits-on-photos": 4000,
+    "photo-crops": 4000,
+    "mnist": 55_000,
+    "fashion-mnist": 55_000,
+    "kmnist": 55_000,
+    "cifar10": 45_000,
+    "cifar100": 45_000,
+}
+"""Images for training, of the data sets that always have as many."""
+
+
+def training_flops(experiment: Experiment) -> float | None:
+    """Estimate the FLOPs of a training without reading its data; None where that is not possible.
+
+    6 · parameters · patches · images seen: without attention and the transform itself.
+    """
+    data, shape = experiment.data, image_shape(experiment.data)
+    if experiment.flops:
+        return experiment.flops
+    images = data.train_images or TRAINING_IMAGES.get(data.name)
+    epochs = experiment.trainer.get("max_epochs") or -1
+    plain = "max_steps" not in experiment.trainer and not experiment.seconds
+    if images is None or epochs < 1 or not plain:
+        return None
+    tokens, _ = _grid(experiment.model, shape)
+    return FLOPS * parameters(experiment.model, shape, 10) * tokens * images * epochs
+
+
 def last_step(
     experiment: Experiment, shape: tuple[int, int, int], classes: int, images: int
 ) -> int | None:

@@ -1,6 +1,7 @@
 """The command line: what it needs, what it tells, and how it ends."""
 
 import os
+import re
 import signal
 import socket
 import sqlite3
@@ -201,6 +202,7 @@ def test_what_a_study_costs_follows_from_its_runs(
     shown = capsys.readouterr().out
     assert "time: about 9 h 00 min of one worker for 18 trials" in shown
     assert "cost: 9 hours of a worker, 18 at 2 an hour" in shown
+    assert re.search(r"compute: \S+ training FLOPs, \S+ at most in a trial; a device that", shown)
 
 
 # Samples

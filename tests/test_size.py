@@ -7,6 +7,8 @@ import tiny
 import torch
 
 from flowbench import size
+from flowbench.config import Data
+from flowbench.data import load
 from flowbench.errors import UsageError
 from flowbench.module import build_flow
 
@@ -61,3 +63,25 @@ def test_memory_grows_with_what_is_kept() -> None:
     assert math.isclose(memory(optim__ema=0.9) - memory(), weights / 4)
     deep = {"model__blocks": 8, "data__batch": 400}
     assert memory(**deep, recompute=True) < memory(**deep) / 3
+
+
+def test_the_flops_of_a_training_are_known_before_the_data_are_read() -> None:
+    options = {"data__name": "mnist-5k", "trainer__max_epochs": 3}
+    experiment = tiny.experiment(**options)
+    of_image = 6 * size.parameters(experiment.model, SHAPE, 10) * 16  # patches of 7 by 7 pixels
+    assert size.training_flops(experiment) == of_image * 4000 * 3
+    fewer = tiny.experiment(**options, data__train_images=100)
+    assert size.training_flops(fewer) == of_image * 100 * 3
+    assert size.training_flops(tiny.experiment(**options, flops=1e9)) == 1e9
+    for unknown in (
+        {"seconds": 5.0},
+        {"trainer__max_steps": 10},
+        {"trainer__max_epochs": -1, "seconds": 5.0},
+        {"data__name": "folder"},
+    ):
+        assert size.training_flops(tiny.experiment(**{**options, **unknown})) is None
+
+
+@pytest.mark.parametrize("name", ["mnist-5k", "digits-on-photos", "photo-crops"])
+def test_as_many_training_images_are_counted_as_there_are(name: str) -> None:
+    assert size.TRAINING_IMAGES[name] == len(load(Data(name)).train)

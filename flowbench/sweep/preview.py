@@ -51,6 +51,8 @@ def preview(
         yield f"cost: {hours:.3g} hours of a worker, {hours * price:.3g} at {price:g} an hour"
     points = [point.experiment for point in study.points]
     yield f"size: {_size(points or [first_experiment(study)])}"
+    if points and (spent := _compute(points)):
+        yield spent
     yield ""
     yield to_yaml(first_experiment(study)).rstrip()
 
@@ -80,6 +82,20 @@ def _size(experiments: list[Experiment]) -> str:
     most = max(size.memory(each, shape, 10) for each, shape in shaped)
     span = " to ".join(f"{count:,}" for count in dict.fromkeys((counts[0], counts[-1])))
     return f"{span} parameters, about {most / 2**30:.2g} GiB of memory a worker"
+
+
+def _compute(experiments: list[Experiment]) -> str:
+    """Say what the trainings compute; empty where that is not known before the data are read."""
+    from flowbench import size
+
+    each = [size.training_flops(one) for one in experiments]
+    known = [flops for flops in each if flops is not None]
+    if len(known) < len(each):
+        return ""
+    return (
+        f"compute: {sum(known):.2g} training FLOPs, {max(known):.2g} at most in a trial; a device "
+        f"that keeps up 100 TFLOP/s takes {duration(sum(known) / 1e14)} for them"
+    )
 
 
 def _of_a_trial(study: StudyFile, results: Path) -> tuple[float | None, int]:
