@@ -12,7 +12,6 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array
 
+from flowbench import __version__
 from flowbench.checkpoint import load
 from flowbench.errors import UsageError
 from flowbench.evaluation import sampling
@@ -120,7 +120,7 @@ def save_model(path: str, mlflow_model: Model, checkpoint: Path) -> None:
         mlflow_model: What describes it.
         checkpoint: The checkpoint.
     """
-    needs = [f"flowbench=={version('flowbench')}"]
+    needs = [f"flowbench=={__version__}"]
     flow = load(checkpoint).flow
     pytorch.save_model(
         flow,

@@ -66,7 +66,7 @@ class Attention(nn.Module):
     def _qkv(self, x: Tensor) -> Tensor:
         qkv = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1))  # [B, T, 3, H, C/H]
         qkv = qkv.permute(2, 0, 3, 1, 4)
-        if not self.qk_norm:
+        if len(self.qk_norm) == 0:
             return qkv
         (norm_q, norm_k), (q, k, v) = self.qk_norm, qkv
         return torch.stack([norm_q(q).to(v.dtype), norm_k(k).to(v.dtype), v])
@@ -132,7 +132,7 @@ class Layer(nn.Module):
         return self._fits(x, self.maps())
 
     def _fits(self, x: Tensor, maps: list[tuple[nn.LayerNorm | None, nn.Linear]]) -> bool:
-        known = not self.attention.qk_norm and fused.fits(x, self.kind, maps)
+        known = len(self.attention.qk_norm) == 0 and fused.fits(x, self.kind, maps)
         return known and not _watched(self)
 
     def plain(self, x: Tensor) -> Tensor:

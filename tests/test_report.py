@@ -218,7 +218,7 @@ def test_every_digit_survives_the_files(recorded: Recorded, tmp_path: Path) -> N
 
 def test_figures_are_rebuilt_byte_for_byte_from_the_files(report: Path, tmp_path: Path) -> None:
     paths = build(STUDY, load(report), tmp_path / "again")
-    missing = {"blocks", "layers", "scaling", "trials", "importances", "orders", "start"}
+    missing = {"blocks", "layers", "scaling", "trials", "importances", "orders", "start", "compute"}
     drawn = {plot.name for plot in FIGURES} - missing
     expected = {f"{name}.png" for name in drawn}
     expected |= {"runs.csv", "history.csv", "samples.npz", "study.json"}
