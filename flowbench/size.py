@@ -73,8 +73,13 @@ def training_flops(experiment: Experiment) -> float | None:
     plain = "max_steps" not in experiment.trainer and not experiment.seconds
     if images is None or epochs < 1 or not plain:
         return None
-    tokens, _ = _grid(experiment.model, shape)
-    return FLOPS * parameters(experiment.model, shape, 10) * tokens * images * epochs
+    return _flops(experiment.model, shape, 10, images * epochs)
+
+
+def _flops(model: Model, shape: tuple[int, int, int], classes: int, images: int) -> int:
+    """Estimate the FLOPs of training on so many images."""
+    tokens, _ = _grid(model, shape)
+    return FLOPS * parameters(model, shape, classes) * tokens * images
 
 
 def last_step(
@@ -93,8 +98,7 @@ def last_step(
     """
     ends = [most] if (most := experiment.trainer.get("max_steps") or -1) > 0 else []
     if experiment.flops:
-        tokens, _ = _grid(experiment.model, shape)
-        of_step = FLOPS * parameters(experiment.model, shape, classes) * tokens * images
+        of_step = _flops(experiment.model, shape, classes, images)
         ends.append(max(1, round(experiment.flops / of_step)))
     return min(ends, default=None)
 
