@@ -8,6 +8,10 @@ import pandas as pd
 import pytest
 import torch
 
+from flowbench.bench.gpu import losses_of
+from flowbench.evaluation.likelihood import objective
+from flowbench.flow import Flow
+
 ABSENT = ("mlflow", "optuna", "jsonargparse", "mlxtend", "sqlalchemy", "alembic")
 BARE = """
 import importlib.util, sys
@@ -40,3 +44,27 @@ def test_every_part_is_measured_with_little_installed(tmp_path: Path) -> None:
     again = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "measuring" not in again.stderr
     assert again.stdout == first.stdout
+
+
+@pytest.mark.parametrize("transform", ["affine", "rqs-8"])
+def test_several_seeds_as_one_model_are_each_as_its_own(transform: str) -> None:
+    flows = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        flow = Flow((1, 4, 6), 2, transform=transform, patch=2, blocks=2, layers=1, width=8)
+        for parameter in flow.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+        flows.append(flow)
+    images, y = torch.randn(3, 5, 1, 4, 6), torch.randint(2, (3, 5))
+    parameters, losses = losses_of(flows)
+    found = losses(images, y)
+    found.sum().backward()
+    for seed, flow in enumerate(flows):
+        prior, logdet = objective(*flow(images[seed], y[seed]))
+        (prior - logdet).backward()
+        torch.testing.assert_close(found[seed], prior - logdet)
+        for name, parameter in flow.named_parameters():
+            assert parameters[name].grad is not None
+            torch.testing.assert_close(
+                parameters[name].grad[seed], parameter.grad, rtol=1e-4, atol=1e-6
+            )

@@ -31,6 +31,7 @@ from flowbench.data.module import FlowData
 from flowbench.evaluation import likelihood
 from flowbench.evaluation.density import TEST_NOISE, density
 from flowbench.evaluation.sampling import Sampling, draw
+from flowbench.flow import Flow
 from flowbench.module import FlowModule
 from flowbench.terminal import say
 from flowbench.tracking.provenance import provenance
@@ -50,6 +51,9 @@ ROOT = "data"
 BASELINE = "TarFlow's way, compiled"
 COMPILED = ("affine", "rqs-8")
 """Transforms whose steps are compiled too: compiling takes a minute for each."""
+SEEDS = 4
+TOGETHER = f", {SEEDS} seeds together"
+"""Ending of the cases in which several flows are trained as one model."""
 Rows = Iterator[dict[str, Any]]
 
 
@@ -97,7 +101,7 @@ def _spline_step(
 
 
 def steps() -> Rows:
-    """Time a training step in bf16: as it is, compiled, and captured as a CUDA graph.
+    """Time a training step in bf16: as it is, compiled, captured as a CUDA graph, of four seeds.
 
     ``kernels`` is the time of the step's kernels alone, by torch's profiler: what a step without
     gaps would take.
@@ -115,13 +119,20 @@ def steps() -> Rows:
             works[BASELINE] = step("affine", batch, tarflow=True, compiled=CUDA)
             for transform in COMPILED if CUDA else ():
                 works[f"{transform}, compiled"] = step(transform, batch, compiled=True)
+            for transform in COMPILED:
+                works[f"{transform}{TOGETHER}"] = together(transform, batch)
+                if CUDA:
+                    works[f"{transform}{TOGETHER}, captured"] = captured(
+                        together(transform, batch, capturable=True)
+                    )
         taken = {name: spread(times) for name, times in seconds(works, 20, warmup=3).items()}
         for name, measured in taken.items():
             row = {"case": name, "setting": f"batch {batch}, bf16", **measured}
-            row["images_per_second"] = batch / measured["seconds"]
+            flows = SEEDS if TOGETHER in name else 1
+            row["images_per_second"] = flows * batch / measured["seconds"]
             row["kernels"] = kernels.get(name)
             if BASELINE in taken:
-                row["ratio"] = taken[BASELINE]["seconds"] / measured["seconds"]
+                row["ratio"] = flows * taken[BASELINE]["seconds"] / measured["seconds"]
             affine = taken.get("affine" + name[name.find(",") :])
             if affine:
                 row["to_affine"] = measured["seconds"] / affine["seconds"]
@@ -159,6 +170,59 @@ def step(
             prior, logdet = likelihood.objective(*flow(module.dequantise(pixels), y))
         (prior - logdet).backward()
         nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
+        adam.step()
+
+    return work
+
+
+def losses_of(flows: list[Flow]) -> tuple[dict[str, Tensor], Callable[[Tensor, Tensor], Tensor]]:
+    """Make one model of several flows of one shape: what each kernel does, it does for all.
+
+    Returns:
+        Their parameters, each with a first dimension for the flows; and a function of images
+        ``[S, B, C, H, W]`` and labels ``[S, B]`` that gives the loss of each flow, ``[S]``.
+    """
+    parameters, buffers = torch.func.stack_module_state(flows)
+    first = flows[0]
+
+    def loss(own: dict[str, Tensor], state: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        z, log_det = torch.func.functional_call(first, (own, state), (x, y))
+        prior, logdet = likelihood.objective(z, log_det)
+        return prior - logdet
+
+    every = torch.func.vmap(loss)
+    return parameters, lambda x, y: every(parameters, buffers, x, y)
+
+
+def together(transform: str, batch: int, capturable: bool = False) -> Callable[[], None]:
+    """Make a step of several seeds at once, each with its images, loss, clipping and AdamW.
+
+    Args:
+        transform: The flows' transform.
+        batch: Images of each seed.
+        capturable: Let AdamW count its steps on the GPU.
+    """
+    torch.manual_seed(0)
+    modules = [FlowModule(experiment(transform), SHAPE, CLASSES).to(device()) for _ in range(SEEDS)]
+    parameters, losses = losses_of([module.flow for module in modules])
+    values = list(parameters.values())
+    adam = torch.optim.AdamW(values, lr=1e-4, fused=True, capturable=capturable)
+    shape = (SEEDS, batch, *SHAPE)
+    pixels = torch.randint(256, shape, dtype=torch.uint8, device=device())
+    y = (torch.arange(batch, device=device()) % CLASSES).expand(SEEDS, batch)
+
+    def work() -> None:
+        adam.zero_grad()
+        with torch.autocast(device().type, torch.bfloat16):
+            found = losses(modules[0].dequantise(pixels), y)
+        found.sum().backward()
+        squares = [
+            value.grad.flatten(1).square().sum(1) for value in values if value.grad is not None
+        ]
+        scale = (torch.stack(squares).sum(0).sqrt() + 1e-6).reciprocal().clamp(max=1.0)
+        for value in values:
+            if value.grad is not None:
+                value.grad.mul_(scale.view(-1, *[1] * (value.dim() - 1)))
         adam.step()
 
     return work
