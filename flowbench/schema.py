@@ -223,6 +223,8 @@ _LABELS = {
     "model.start": "first patch",
     "model.qk_norm": "QK-norm",
     "optim.lr": "learning rate",
+    BUDGET: "FLOPs",
+    TRAIN_IMAGES: "training images",
     "optim.clip": "clip",
 }
 
