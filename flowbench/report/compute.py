@@ -71,7 +71,8 @@ class Curve:
 
     def parabola(self, x: np.ndarray) -> np.ndarray:
         """The fitted loss at each x."""
-        return np.polyval(_parabola(self.near), np.log(x))
+        means = self.near.groupby("x")["loss"].mean()
+        return np.polyval(np.polyfit(np.log(means.index), means, 2), np.log(x))
 
 
 @dataclass(frozen=True)
@@ -171,19 +172,16 @@ def _curve(transform: str, flops: float, patches: float, points: pd.DataFrame) -
         return undetermined(f"the {'smallest' if leader == sizes[0] else 'largest'} is the best")
     if len(seeds) < 2:
         return undetermined("one seed")
-    near = _near(points)
-    best = _vertex(near)
-    by_seed = [near[near[SEED] == seed] for seed in seeds]
-    again = np.array(
-        [_vertex(pd.concat([by_seed[place] for place in draw])) for draw in resamples(len(seeds))]
-    )
+    losses = _near(points).pivot_table("loss", SEED, "x")
+    drawn = losses.to_numpy()[resamples(len(losses))].mean(1)  # NaN where a size lacks a seed
+    best, *again = _vertices(losses.columns, np.vstack([losses.mean(), drawn]))
     low, high = np.quantile(again, ENDS)
-    if low < near["x"].min() or high > near["x"].max():
+    if low < losses.columns[0] or high > losses.columns[-1]:
         return undetermined(
             "its interval reaches beyond the neighbours of the best that was trained"
         )
     found = Interval(best, low, high, len(seeds))
-    return Curve(transform, flops, patches, points, found, again, "")
+    return Curve(transform, flops, patches, points, found, np.array(again), "")
 
 
 def _near(points: pd.DataFrame) -> pd.DataFrame:
@@ -193,18 +191,16 @@ def _near(points: pd.DataFrame) -> pd.DataFrame:
     return points[points["x"].isin(means.index[max(place - 1, 0) : place + 2])]
 
 
-def _parabola(points: pd.DataFrame) -> np.ndarray:
-    return np.polyfit(np.log(points["x"].astype(float)), points["loss"].astype(float), 2)
+def _vertices(sizes: pd.Index, losses: np.ndarray) -> np.ndarray:
+    """Return the sizes with the least loss by parabolas through three sizes' losses.
 
-
-def _vertex(points: pd.DataFrame) -> float:
-    """Return the size with the least fitted loss; 0 or infinity where it is at no size."""
-    q2, q1, _ = _parabola(points)
-    if q2 <= 0:  # open downwards: no least loss between the ends
-        means = points.groupby("x")["loss"].mean()
-        return 0.0 if means.iloc[0] <= means.iloc[-1] else math.inf
-    log = -q1 / (2 * q2)
-    return math.exp(log) if log < 700 else math.inf
+    Shape:
+        losses ``[N, 3]`` -> ``[N]``; infinite where a parabola has no least loss
+    """
+    q2, q1, _ = np.polyfit(np.log(sizes.to_numpy(float)), losses.T, 2)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        found = np.exp(-q1 / (2 * q2))
+    return np.where(q2 > 0, found, np.inf)
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,8 @@ def difference(
     """
     if equal is None:
         equal = schema.settings(runs)
+    if not {left, right} <= set(runs[TRANSFORM]):
+        return interval(pd.Series(dtype=float))
     keys = [unit, *(name for name in equal if name != TRANSFORM)]
     means = runs.dropna(subset=[metric]).groupby([TRANSFORM, *keys], dropna=False)[metric].mean()
     table = means.reset_index()

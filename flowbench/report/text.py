@@ -130,7 +130,7 @@ def configuration(transform: str, settings: Mapping[str, Any]) -> str:
 def _setting(name: str, value: Any) -> str:
     if value != value:
         return "default"
-    if name == BUDGET:
+    if name == BUDGET and not isinstance(value, str):
         return flops(value)
     return "all" if name == TRAIN_IMAGES and value == "None" else plain(value)
 

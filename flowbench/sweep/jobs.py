@@ -1,6 +1,8 @@
 """A study's workers as jobs of a cluster, through submitit: SLURM, or processes of this machine."""
 
 import os
+import runpy
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,13 +29,18 @@ class Worker:
         self.arguments = arguments
 
     def __call__(self) -> int:
-        """Run the command in this process; return its exit status."""
-        from flowbench.__main__ import main
+        """Run the command in this process; return its exit status, 0.
 
-        status = main(self.arguments)
-        if status:
-            raise RuntimeError(f"flowbench {' '.join(self.arguments)} ended with status {status}")
-        return status
+        Raises:
+            RuntimeError: It is another; submitit takes the job for failed.
+        """
+        sys.argv = ["flowbench", *self.arguments]
+        try:
+            runpy.run_module("flowbench", run_name="__main__", alter_sys=True)
+        except SystemExit as ended:
+            if ended.code:
+                raise RuntimeError(f"{' '.join(sys.argv)} ended with status {ended.code}") from None
+        return 0
 
     def checkpoint(self) -> "DelayedSubmission":
         """Queue the job again; submitit calls this before the time limit."""
