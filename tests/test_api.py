@@ -163,6 +163,7 @@ def test_zuko_takes_a_transform_for_its_own_flows() -> None:
     assert flow().sample((4,)).isfinite().all()
 
 
+@pytest.mark.slow
 def test_the_readmes_lines_run_as_they_stand(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
     section = readme.partition("### From Python\n")[2]

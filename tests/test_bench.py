@@ -325,6 +325,7 @@ def test_a_sweep_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < max(beside) < taken
 
 
+@pytest.mark.slow
 def test_a_report_of_planted_runs_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     built: list[set[str]] = []
     build = reporting.build

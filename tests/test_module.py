@@ -48,6 +48,7 @@ def fitted(
     return module, trainer, rates
 
 
+@pytest.mark.slow
 def test_every_shape_of_a_study_is_compiled_and_once_for_all_seeds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -176,6 +176,7 @@ def test_layers_are_given_by_block() -> None:
         Flow((1, 8, 8), 0, "affine", 3, [1, 3], 16, patch=2)
 
 
+@pytest.mark.slow
 @every_start
 def test_every_option_compiles_without_a_graph_break(start: str) -> None:
     torch.compiler.reset()

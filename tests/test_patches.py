@@ -195,6 +195,7 @@ def half_width(found: PatchQuality) -> float:
     return math.log(high / ratio)
 
 
+@pytest.mark.slow
 def test_the_interval_is_as_wide_as_the_ratio_spreads_and_no_more_than_twice() -> None:
     found = [patch_quality(unequal(200), textures(200), textures(200), PATCH) for _ in range(40)]
     spread = np.log([interval(one)[1] for one in found]).std(ddof=1)

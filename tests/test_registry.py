@@ -21,6 +21,8 @@ from flowbench.flow import Flow
 from flowbench.registry import register, tracking
 from flowbench.tracking.store import Store
 
+pytestmark = pytest.mark.slow
+
 BEST = "models:/two-quick@best"
 
 
