@@ -25,7 +25,8 @@ def _sizes(analysis: Analysis) -> Iterator[Block]:
     unit = analysis.quality.unit
     yield Paragraph(
         "Losses of flows of several widths, each trained for the same training FLOPs: 6 · "
-        "parameters · patches · images seen. Best trained: the size with the least mean loss. Best "
+        "parameters · patches · images seen, without attention and the transform: equal FLOPs are "
+        "not equal time. Best trained: the size with the least mean loss. Best "
         "size: the vertex of a parabola in the logarithm of the parameters through its mean loss "
         "and those of its two neighbours, with a 95 % interval over resampled seeds. Not "
         f"determined: fewer than {SIZES} sizes, the best trained is the smallest or the largest, "
