@@ -55,7 +55,7 @@ def runs(store: Store, count: int) -> str:
             "transform": run.data.params.get(TRANSFORM, ""),
             "seed": run.data.params.get(SEED, ""),
             "data": run.data.params.get(schema.DATA, ""),
-            "epochs": run.data.params.get(EPOCHS, ""),
+            "epochs": run.data.params.get(EPOCHS, "").removeprefix("-1"),  # another budget ends it
             "val/loss": _number(run.data.metrics.get("val/loss")),
             "test/bpd": _number(run.data.metrics.get("test/bpd")),
             "status": run.info.status.lower(),
