@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from urllib.request import urlopen
@@ -27,7 +27,12 @@ SECONDS = 400
 SLURM = Path(__file__).parents[1] / "sweeps/slurm.sh"
 
 
-def wait_until(what: str, holds, among: list[subprocess.Popen[bytes]], log: Path) -> None:
+def wait_until(
+    what: str,
+    holds: Callable[[], object],
+    among: list[subprocess.Popen[bytes]],
+    log: Path,
+) -> None:
     """Wait for something while processes run."""
     deadline = time.monotonic() + SECONDS
     while not holds():
