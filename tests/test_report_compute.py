@@ -104,6 +104,15 @@ def test_what_the_runs_do_not_determine_is_said(table: pd.DataFrame, why: str) -
     assert exponent.why
 
 
+def test_seeds_that_disagree_determine_no_best_size() -> None:
+    """The losses of one seed fall with the size, those of the others are a bowl."""
+    table = runs(planted_loss, seeds=3)
+    falling = table[SEED] == 0
+    table.loc[falling, METRIC] = 8 - table.loc[falling, "parameters"].map(math.log)
+    for one in found(table):
+        assert one.best is None or math.isfinite(one.best.high)
+
+
 def test_the_loss_at_the_best_sizes_follows_a_law_that_foresees_the_largest_budget() -> None:
     (fit,) = compute.frontier(found(runs(planted_loss, noise=0.001)))
     assert fit.law is not None

@@ -175,7 +175,7 @@ def _curve(transform: str, flops: float, patches: float, points: pd.DataFrame) -
     losses = _near(points).pivot_table("loss", SEED, "x")
     drawn = losses.to_numpy()[resamples(len(losses))].mean(1)  # NaN where a size lacks a seed
     best, *again = _vertices(losses.columns, np.vstack([losses.mean(), drawn]))
-    low, high = np.quantile(again, ENDS)
+    low, high = np.quantile(again, ENDS, method="nearest")  # of which some may be infinite
     if low < losses.columns[0] or high > losses.columns[-1]:
         return undetermined(
             "its interval reaches beyond the neighbours of the best that was trained"
@@ -200,7 +200,7 @@ def _vertices(sizes: pd.Index, losses: np.ndarray) -> np.ndarray:
     q2, q1, _ = np.polyfit(np.log(sizes.to_numpy(float)), losses.T, 2)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         found = np.exp(-q1 / (2 * q2))
-    return np.where(q2 > 0, found, np.inf)
+    return np.where((q2 > 0) & np.isfinite(found), found, np.inf)
 
 
 @dataclass(frozen=True)
