@@ -1,9 +1,9 @@
 """Trained flows as models of MLflow: logged with their run, registered, and loaded again.
 
-This module is what MLflow calls a flavour: it saves a flow so that ``mlflow.pytorch.load_model``
-gives the ``Flow`` itself, and ``mlflow.pyfunc.load_model`` a model whose ``predict`` gives
-log-densities or samples. MLflow pickles for the former; the latter reads flowbench's checkpoint,
-with ``weights_only=True``.
+MLflow calls such a module a flavour. A flow is saved in two forms. ``mlflow.pytorch.load_model``
+reads the first, a pickle of MLflow's, and gives the ``Flow`` itself. ``mlflow.pyfunc.load_model``
+reads the second, flowbench's checkpoint, with ``weights_only=True``; its ``predict`` gives
+log-densities or samples.
 """
 
 import os

@@ -65,6 +65,11 @@ class Curve:
         return self.points.groupby("x")["loss"].mean()
 
     @property
+    def leading(self) -> pd.DataFrame:
+        """The runs of the best size that was trained."""
+        return self.points[self.points["x"] == self.means.idxmin()]
+
+    @property
     def near(self) -> pd.DataFrame:
         """The runs of the best size that was trained and of its two neighbours."""
         return _near(self.points)
@@ -253,9 +258,7 @@ def frontier(found: Sequence[Curve]) -> list[Fit]:
     fits = []
     for transform in dict.fromkeys(one.transform for one in found):
         own = [one for one in found if one.transform == transform]
-        best = [
-            one.points[one.points["x"] == one.means.idxmin()].assign(x=one.flops) for one in own
-        ]
+        best = [one.leading.assign(x=one.flops) for one in own]
         fits.append(laws.fit(transform, "frontier", pd.concat(best)))
     return fits
 
@@ -270,12 +273,7 @@ def advantages(found: Sequence[Curve], base: str) -> dict[str, dict[float, Inter
     Returns:
         By transform and budget, its loss minus the base's, each at its best trained size.
     """
-    best = {
-        (one.transform, one.flops): one.points[one.points["x"] == one.means.idxmin()].set_index(
-            SEED
-        )["loss"]
-        for one in found
-    }
+    best = {(one.transform, one.flops): one.leading.set_index(SEED)["loss"] for one in found}
     gaps: dict[str, dict[float, Interval]] = {}
     for (transform, flops), losses in best.items():
         if transform != base and (base, flops) in best:

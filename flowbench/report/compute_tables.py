@@ -49,7 +49,7 @@ def _best(one: Curve) -> str:
 
 def _trained(one: Curve) -> list[str]:
     size = float(one.means.idxmin())
-    own = one.points[one.points["x"] == size]["loss"]
+    own = one.leading["loss"]
     images = one.flops / (FLOPS * size * one.patches)
     return [f"{size:,.0f}", f"{images:,.0f}", measured(float(own.mean()), float(own.std()))]
 

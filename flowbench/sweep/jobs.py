@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from submitit import Job
     from submitit.helpers import DelayedSubmission
 
-CLUSTERS = ("slurm", "local")
-
 
 class Worker:
     """What a job does: ``flowbench sweep`` with one worker, which ends when nothing is left to do.
