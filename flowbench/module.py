@@ -12,19 +12,18 @@ from torch import Tensor, nn
 
 from flowbench import size
 from flowbench.config import Experiment
+from flowbench.data.batches import Batch
 from flowbench.errors import Diverged
 from flowbench.evaluation import likelihood
 from flowbench.flow import Flow
 from flowbench.means import Means
-from flowbench.seeding import generator
+from flowbench.seeding import Noise
 from flowbench.watch import Broken, Watch
 
 VALIDATION_NOISE = 2412
 SHAPES = 4096
 """Flows of different shapes that a process compiles; torch's own limit is 8, and it runs all beyond
 uncompiled, with a warning, where a study has dozens."""
-Place = tuple[int, int, int, int]
-"""Seed, epoch, batch and device: what the noise of a batch follows from."""
 
 
 def build_flow(experiment: Experiment, shape: tuple[int, int, int], classes: int) -> Flow:
@@ -37,13 +36,12 @@ def build_flow(experiment: Experiment, shape: tuple[int, int, int], classes: int
 class FlowModule(LightningModule):
     """Maximum likelihood of noisy images under a flow.
 
-    Batches are ``(pixels uint8 [B, channels, height, width], labels int64 [B])``. Training measures
-    ``train/loss``, ``train/prior``, ``train/logdet`` and ``grad_norm``; validation measures the
-    same three losses, the largest |log_slope| of every block and the share of its inputs in the
-    transform's tails.
+    Training measures ``train/loss``, ``train/prior``, ``train/logdet`` and ``grad_norm``;
+    validation measures the same three losses, the largest |log_slope| of every block and the share
+    of its inputs in the transform's tails.
 
-    All noise follows from its place (seed, epoch, batch, device), not from earlier draws: a resumed
-    run draws the same noise as an uninterrupted one, and samples drawn in between do not change the
+    All noise follows from its place (seed, epoch, image), not from earlier draws: a resumed run, or
+    one on another number of devices, draws the same, and samples drawn in between do not change the
     training. Validation noise is the same in every epoch and every run, so curves compare weights,
     not noise.
 
@@ -67,19 +65,18 @@ class FlowModule(LightningModule):
         self._watch: Watch | None = None
         self.spent = 0.0
 
-    def dequantise(self, pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def dequantise(self, pixels: Tensor, noise: Noise) -> Tensor:
         """Turn pixels into the noisy images of the experiment's protocol, on their device."""
         data = self.experiment.data
         if data.noise == "uniform":
-            return likelihood.dequantise_uniform(pixels, generator)
-        return likelihood.dequantise_gaussian(pixels, data.noise_std, generator)
+            return likelihood.dequantise_uniform(pixels, noise)
+        return likelihood.dequantise_gaussian(pixels, data.noise_std, noise)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the loss of one batch, and show it to the watch."""
-        place = (self.experiment.seed, self.current_epoch, batch_idx, self.global_rank)
-        images, y = self._noisy(batch, place)
+        images, y = self._noisy(batch, self.current_epoch)
         loss, prior, logdet = self._objective(images, y)
-        self.watch.loss(loss, (batch, place, self._when()))
+        self.watch.loss(loss, (batch, self.current_epoch, self._when()))
         self.trained.add(len(y), **_losses("train", prior, logdet))
         return loss
 
@@ -93,17 +90,16 @@ class FlowModule(LightningModule):
             loss = loss + weight * latent.float().square().mean()
         return loss, prior, logdet
 
-    def _noisy(self, batch: tuple[Tensor, Tensor], place: Place) -> tuple[Tensor, Tensor]:
-        """Mirror some images of a batch, add the noise of its place, hide some labels."""
-        pixels, y = batch
-        noise = generator(*place, device=self.device)
+    def _noisy(self, batch: Batch, epoch: int) -> tuple[Tensor, Tensor]:
+        """Mirror some images of a batch, add the noise of the epoch, hide some labels."""
+        pixels, y, ids = batch
+        place = (self.experiment.seed, epoch)
         if self.experiment.data.flip:
-            mirrored = torch.rand(len(y), generator=noise, device=y.device) < 0.5
-            pixels = torch.where(mirrored[:, None, None, None], pixels.flip(-1), pixels)
-        images = self.dequantise(pixels, noise)
+            mirrored = Noise(*place, 1, ids=ids).uniform(1, 1, 1) < 0.5
+            pixels = torch.where(mirrored, pixels.flip(-1), pixels)
         if share := self.experiment.optim.label_dropout:
-            y = y.masked_fill(torch.rand(len(y), generator=noise, device=y.device) < share, -1)
-        return images, y
+            y = y.masked_fill(Noise(*place, 2, ids=ids).uniform() < share, -1)
+        return self.dequantise(pixels, Noise(*place, 0, ids=ids)), y
 
     @property
     def watch(self) -> Watch:
@@ -153,16 +149,16 @@ class FlowModule(LightningModule):
         self.trained.load_state_dict(checkpoint["flowbench"]["trained"])
 
     def on_validation_epoch_start(self) -> None:
-        """Reset the measurements and the validation noise."""
+        """Reset the measurements."""
         self.evaluated.clear()
-        self._noise = generator(VALIDATION_NOISE, self.global_rank, device=self.device)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Measure losses and per-block diagnostics of one batch."""
-        pixels, y = batch
+        pixels, y, ids = batch
+        images = self.dequantise(pixels, Noise(VALIDATION_NOISE, ids=ids))
         log_det = torch.zeros(len(y), device=self.device)
         z = pixels
-        for i, step in enumerate(self.flow.trace(self.dequantise(pixels, self._noise), y)):
+        for i, step in enumerate(self.flow.trace(images, y)):
             z, log_det = step.z, log_det + step.log_slope.sum((1, 2))
             outside = self.flow.blocks[i].transform.outside(step.x, step.params).float().mean()
             self.evaluated.add(len(y), **{f"outside/block_{i}": outside})
@@ -245,21 +241,21 @@ class FlowModule(LightningModule):
 
     def _explain(self, found: Broken) -> str:
         """Compute a step again that was not finite, and say where it went wrong."""
-        *_, (last, place, when) = found.batches
+        *_, (last, epoch, when) = found.batches
         if not found.gradient:
-            images, y = self._noisy(last, place)
+            images, y = self._noisy(last, epoch)
             with torch.no_grad(), self._precision():
                 loss, *_ = self._objective(images, y)
                 return f"{when}: the loss is {loss.item()}, {self._where(images, y)}"
         self._accumulate(found.batches)
         return f"{when}: the gradient's norm is {self._norm().item()}, {self._where_gradient()}"
 
-    def _accumulate(self, batches: list[tuple[tuple[Tensor, Tensor], Place, str]]) -> None:
+    def _accumulate(self, batches: list[tuple[Batch, int, str]]) -> None:
         """Compute the gradient of the last step of some batches again."""
         self.flow.zero_grad()
-        for batch, place, _ in [kept for kept in batches if kept[2] == batches[-1][2]]:
+        for batch, epoch, _ in [kept for kept in batches if kept[2] == batches[-1][2]]:
             with torch.enable_grad(), self._precision():
-                loss, *_ = self._objective(*self._noisy(batch, place))
+                loss, *_ = self._objective(*self._noisy(batch, epoch))
             loss.backward()
 
     def _precision(self) -> AbstractContextManager[None]:

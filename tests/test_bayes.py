@@ -13,7 +13,7 @@ from flowbench.errors import UsageError
 from flowbench.evaluation.bayes import BINS, classify
 from flowbench.evaluation.likelihood import dequantise_uniform
 from flowbench.flow import Flow
-from flowbench.seeding import generator
+from flowbench.seeding import Noise
 
 SHAPE = (1, 4, 4)
 TOLERANCE = {"float32": 1e-5, "rounding": 1e-9}
@@ -170,7 +170,7 @@ def test_each_image_is_judged_by_its_log_prob_under_every_label() -> None:
     expected = torch.zeros(4, 4, dtype=torch.int64)
     with torch.no_grad():
         for i, (pixels, label) in enumerate(zip(images.pixels, images.labels, strict=True)):
-            x = dequantise_uniform(pixels, generator(SEED, i))[None]
+            x = dequantise_uniform(pixels[None], Noise(SEED, 0, ids=torch.tensor([i])))
             under = [flow.log_prob(x, torch.tensor([y])).item() for y in range(4)]
             expected[label, under.index(max(under))] += 1
     assert (expected.sum(0) > 0).sum() > 1

@@ -593,6 +593,16 @@ def test_two_processes_make_one_run_that_can_be_stopped(tmp_path: Path) -> None:
     recorded = Store(whole).client.get_metric_history(run_id, "val/loss")
     assert [point.step for point in recorded] == list(range(1, 13))
 
+    alone = {**options, "trainer__devices": 1, "trainer__strategy": "auto", "data__batch": 300}
+    assert Command("train", *tiny.arguments(whole, **alone)).end() == 0
+    (single,) = set(tiny.runs(Store(whole))) - {run_id}
+    for measured in ("train/loss", "val/loss"):
+        ours, theirs = (
+            [point.value for point in Store(whole).client.get_metric_history(run, measured)]
+            for run in (run_id, single)
+        )
+        assert ours == pytest.approx(theirs, rel=1e-3)
+
     command = Command("train", *tiny.arguments(stopped, **options))
     command.read_until("epoch 3/12")
     command.process.send_signal(signal.SIGTERM)

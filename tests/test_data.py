@@ -710,15 +710,47 @@ def test_training_drops_the_rest_unless_there_is_nothing_else(count, sizes):
 
 def test_batches_are_bytes_and_their_labels():
     images = numbered(23)
-    pixels, labels = next(iter(Batches(images, batch=8, seed=0, shuffle=True)))
+    pixels, labels, ids = next(iter(Batches(images, batch=8, seed=0, shuffle=True)))
     assert (pixels.dtype, pixels.shape) == (torch.uint8, (8, 1, 2, 2))
     assert (labels.dtype, labels.shape) == (torch.int64, (8,))
     assert labels.equal(pixels[:, 0, 0, 0].long() % 10)
+    assert ids.equal(pixels[:, 0, 0, 0].long())
 
 
 def test_labels_are_minus_one_where_there_are_none():
-    _, labels = next(iter(Batches(numbered(8, labels=False), batch=8, seed=0, shuffle=True)))
-    assert labels.equal(torch.full((8,), -1))
+    batch = next(iter(Batches(numbered(8, labels=False), batch=8, seed=0, shuffle=True)))
+    assert batch.labels.equal(torch.full((8,), -1))
+
+
+def test_a_device_with_room_gathers_its_batches_itself(monkeypatch):
+    # The meta device computes shapes only: what would need the values on the host fails there.
+    monkeypatch.setattr("flowbench.data.batches._has_room", lambda *_: True)
+    meta = torch.device("meta")
+    found = list(Batches(numbered(20), batch=8, seed=0, shuffle=True, device=meta))
+    assert [len(batch.ids) for batch in found] == [8, 8]
+    assert {tensor.device for batch in found for tensor in batch} == {meta}
+    assert found[0].pixels.shape == (8, 1, 2, 2)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gets_the_batches_of_the_cpu():
+    there, here = (
+        list(Batches(numbered(64), batch=8, seed=0, shuffle=True, device=torch.device(place)))
+        for place in ("cuda", "cpu")
+    )
+    for own, expected in zip(there, here, strict=True):
+        assert all(part.is_cuda for part in own)
+        assert all(a.cpu().equal(b) for a, b in zip(own, expected, strict=True))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_batches_of_all_devices_are_the_larger_batches_of_one(world):
+    whole = [set(batch.ids.tolist()) for batch in Batches(numbered(70), 16, 0, shuffle=True)]
+    parts = [Batches(numbered(70), 16 // world, 0, True, rank, world) for rank in range(world)]
+    joined = [
+        set(torch.cat([own.ids for own in step]).tolist()) for step in zip(*parts, strict=True)
+    ]
+    assert joined == whole
 
 
 def order(seed, epoch, rank=0, world=1):
@@ -910,7 +942,12 @@ def test_devices_get_their_share_of_the_trainer(tmp_path):
     data = FlowData(Data("mnist", root=str(tmp_path), batch=8), seed=3)
     parts = []
     for rank in range(2):
-        data.trainer = SimpleNamespace(global_rank=rank, world_size=2, overfit_batches=0)
+        data.trainer = SimpleNamespace(
+            global_rank=rank,
+            world_size=2,
+            overfit_batches=0,
+            strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        )
         parts += [numbers(batch) for batch in data.val_dataloader()]
     assert sorted(flat(parts)) == sorted(numbers((data.splits.val.pixels,)))
 

@@ -200,6 +200,15 @@ def test_the_average_is_what_a_run_resumed_after_training_is_tested_on(
     assert tiny.same(dict(record.flow.state_dict(prefix="flow.")), dict(averaged))
 
 
+def test_small_batches_accumulated_train_what_large_ones_do(store: Store) -> None:
+    options = {"data__flip": True, "optim__label_dropout": 0.1, "trainer__limit_val_batches": 1.0}
+    split = {"data__batch": 50, "trainer__limit_train_batches": 2 * tiny.BATCHES}
+    split |= {"trainer__accumulate_grad_batches": 2}
+    whole, parts = (run(tiny.experiment(**options | how), store) for how in ({}, split))
+    for metric in ("train/loss", "val/loss", "test/loss"):
+        assert parts.metrics[metric] == pytest.approx(whole.metrics[metric], rel=1e-4)
+
+
 @pytest.mark.parametrize(("accumulate", "steps"), [(1, 6 + 3), (4, 2 + 1)])
 def test_a_signal_waits_for_the_step_and_keeps_it(
     accumulate: int, steps: int, store: Store, monkeypatch: pytest.MonkeyPatch

@@ -55,6 +55,7 @@ PURE = [
     "flow",
     "evaluation.likelihood",
     "means",
+    "seeding",
 ]
 LIGHT = ["errors", "terminal", "config", "parsing", "schema", "space", "study", "__main__"]
 

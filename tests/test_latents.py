@@ -19,7 +19,7 @@ from flowbench.report.latents import write
 SHAPE = (1, 4, 6)
 
 
-def middle(pixels: Tensor, _: torch.Generator) -> Tensor:
+def middle(pixels: Tensor, _: object) -> Tensor:
     """The middle of each level, without noise."""
     return (pixels + 0.5) / 128 - 1
 

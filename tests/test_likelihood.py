@@ -12,10 +12,15 @@ from flowbench.evaluation.likelihood import (
     objective,
 )
 from flowbench.flow import Flow
+from flowbench.seeding import Noise
 
 SHAPE = (1, 8, 8)
 UNIFORM_BPD = (0.5 * math.log(2 * math.pi) + 1 / 6 + math.log(128)) / math.log(2)
 TOLERANCE = {"closed form": 1e-12, "float32": 1e-5, "262,144 samples": 3e-3}
+
+
+def noise(images: int, seed: int = 0) -> Noise:
+    return Noise(seed, ids=torch.arange(images))
 
 
 def pixels(count: int) -> torch.Tensor:
@@ -29,7 +34,7 @@ def test_uniform_pixels_have_8566_bits_in_closed_form() -> None:
 
 def test_uniform_pixels_under_the_identity_flow_have_8566_bits() -> None:
     flow = Flow(SHAPE, transform="affine", blocks=1, layers=1, width=8)
-    x = dequantise_uniform(pixels(4096))
+    x = dequantise_uniform(pixels(4096), noise(4096))
     with torch.no_grad():
         prior, logdet = objective(*flow(x))
     assert logdet == 0
@@ -63,7 +68,7 @@ def test_bits_are_those_of_torchs_normal_distribution() -> None:
 @pytest.mark.parametrize("transform", ["affine", "rqs-4", "affine+rqs-8"])
 def test_loss_and_constant_are_the_mean_log_prob(transform: str) -> None:
     flow = wake(Flow(SHAPE, transform=transform, blocks=2, layers=1, width=16))
-    x = dequantise_uniform(pixels(5))
+    x = dequantise_uniform(pixels(5), noise(5))
     with torch.no_grad():
         log_prob = flow.log_prob(x)
         prior, logdet = objective(*flow(x))
@@ -86,7 +91,7 @@ def test_objective_of_bfloat16_noise_is_float32() -> None:
 
 def test_uniform_noise_stays_within_its_level() -> None:
     levels = torch.arange(256, dtype=torch.uint8).repeat(4000, 1)
-    x = dequantise_uniform(levels)
+    x = dequantise_uniform(levels, noise(4000))
     assert x.dtype == torch.float32
     # To float32's rounding at 256, 1.5e-5 of a level.
     within = (x.double() + 1) * 128 - levels
@@ -97,34 +102,35 @@ def test_uniform_noise_stays_within_its_level() -> None:
 
 
 def test_uniform_noise_never_reaches_one() -> None:
-    x = dequantise_uniform(torch.full((2_000_000,), 255, dtype=torch.uint8))
+    x = dequantise_uniform(torch.full((2_000_000,), 255, dtype=torch.uint8), noise(2_000_000))
     assert x.min() >= 1 - 2 / 256
     assert x.max() < 1
 
 
 def test_gaussian_noise_is_around_levels_from_minus_one_to_one() -> None:
     levels = torch.arange(256, dtype=torch.uint8)
-    torch.testing.assert_close(dequantise_gaussian(levels, 0.0), torch.linspace(-1, 1, 256))
+    x = dequantise_gaussian(levels, 0.0, noise(256))
+    torch.testing.assert_close(x, torch.linspace(-1, 1, 256))
 
 
 @pytest.mark.parametrize("std", [0.05, 0.1])
 def test_gaussian_noise_has_the_given_std(std: float) -> None:
-    x = dequantise_gaussian(torch.full((100_000,), 51, dtype=torch.uint8), std)
+    levels = torch.full((100_000,), 51, dtype=torch.uint8)
+    x = dequantise_gaussian(levels, std, noise(100_000))
     assert x.dtype == torch.float32
     assert x.mean().item() == pytest.approx(51 / 127.5 - 1, abs=5 * std / 316)
     assert x.std().item() == pytest.approx(std, rel=0.02)
 
 
 @pytest.mark.parametrize("std", [None, 0.1], ids=["uniform", "gaussian"])
-def test_noise_follows_its_generator_and_leaves_the_pixels(std: float | None) -> None:
+def test_noise_follows_its_seed_and_leaves_the_pixels(std: float | None) -> None:
     levels = pixels(3)
     before = levels.clone()
 
     def noisy(seed: int) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(seed)
         if std is None:
-            return dequantise_uniform(levels, generator)
-        return dequantise_gaussian(levels, std, generator)
+            return dequantise_uniform(levels, noise(3, seed))
+        return dequantise_gaussian(levels, std, noise(3, seed))
 
     assert torch.equal(noisy(1), noisy(1))
     assert not torch.equal(noisy(1), noisy(2))

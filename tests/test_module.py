@@ -16,6 +16,7 @@ from torch._dynamo.utils import counters
 from flowbench import callbacks
 from flowbench.checkpoint import check_resumable, load
 from flowbench.config import Experiment, Optim
+from flowbench.data import Batch
 from flowbench.data.module import FlowData
 from flowbench.errors import UsageError
 from flowbench.evaluation.likelihood import bits_per_dim, objective
@@ -24,7 +25,7 @@ from flowbench.flow import Flow
 from flowbench.means import Means
 from flowbench.measure import evaluate
 from flowbench.module import FlowModule
-from flowbench.seeding import generator
+from flowbench.seeding import Noise
 from flowbench.tracking.store import Store
 
 pytestmark = tiny.LIBRARIES
@@ -159,25 +160,20 @@ def test_only_an_experiment_that_says_so_is_compiled(wanted: bool) -> None:
     assert (module.flow._compiled_call_impl is not None) == wanted
 
 
-def test_noise_follows_from_its_place_alone() -> None:
-    def noise(*place: int) -> torch.Tensor:
-        return torch.rand(1000, generator=generator(*place))
-
-    assert torch.equal(noise(0, 1, 2, 3), noise(0, 1, 2, 3))
-    places = [(0, 1, 2, 3), (1, 1, 2, 3), (0, 2, 2, 3), (0, 1, 3, 3), (0, 1, 2, 4), (0, 2, 1, 3)]
-    drawn = torch.stack([noise(*place) for place in places])
-    correlation = torch.corrcoef(drawn) - torch.eye(len(places))
-    assert correlation.abs().max() < 0.15
+def batch_of(pixels: torch.Tensor, first: int = 0) -> Batch:
+    """Images with labels from 0 to 9, numbered from ``first``."""
+    count = torch.arange(len(pixels), device=pixels.device)
+    return Batch(pixels, count % 10, first + count)
 
 
-def seen(share: float, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+def seen(share: float, first: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The images and labels that the flow is given in a training step."""
     torch.manual_seed(0)
     module = FlowModule(tiny.experiment(optim__label_dropout=share), (1, 28, 28), 10)
     given: list[Any] = []
     module.flow.register_forward_pre_hook(lambda _, arguments: given.append(arguments[:2]))
     pixels = torch.zeros(1000, 1, 28, 28, dtype=torch.uint8)
-    module.training_step((pixels, torch.arange(1000) % 10), batch)
+    module.training_step(batch_of(pixels, first), 0)
     return given[0]
 
 
@@ -210,7 +206,7 @@ def test_images_are_mirrored_by_chance_each_with_its_label() -> None:
     for flip in (False, True, True):
         module = FlowModule(tiny.experiment(data__flip=flip), (1, 28, 28), 10)
         module.flow.register_forward_pre_hook(lambda _, arguments: given.append(arguments[:2]))
-        module.training_step((pixels, torch.arange(1000) % 10), 3)
+        module.training_step(batch_of(pixels), 3)
     plain, first, again = (
         images[..., 0].mean((1, 2)) > images[..., -1].mean((1, 2)) for images, _ in given
     )
@@ -232,7 +228,7 @@ def test_recomputed_activations_give_the_same_gradients(transform: str) -> None:
         for parameter in module.parameters():
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
         pixels = torch.randint(256, (8, 1, 28, 28), generator=generator, dtype=torch.uint8)
-        module.training_step((pixels, torch.arange(8)), 3).backward()
+        module.training_step(batch_of(pixels), 3).backward()
         gradients.append([p.grad for p in module.parameters() if p.grad is not None])
     for plain, again in zip(*gradients, strict=True):
         assert torch.allclose(plain, again, rtol=1e-4, atol=1e-7)
@@ -285,9 +281,7 @@ def test_recorded_losses_are_means_over_all_images(tmp_path: Path) -> None:
     record = run(tiny.experiment(**options), store)
     module = load(store.checkpoint(record.run_id))
     val = FlowData(module.experiment.data, 0).splits.val
-    noise = generator(2412, 0)
-    parts = range(0, 500, 250)
-    images = torch.cat([module.dequantise(val.pixels[i : i + 250], noise) for i in parts])
+    images = module.dequantise(val.pixels, Noise(2412, ids=torch.arange(500)))
     with torch.no_grad():
         prior, logdet = objective(*module.flow(images, val.labels))
     assert record.metrics["val/prior"] == pytest.approx(prior.item(), rel=1e-5)
@@ -404,7 +398,7 @@ def test_a_step_asks_nothing_of_the_device(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(torch.Tensor, name, counted(name))
     for number in range(3):
         adam.zero_grad()
-        module.training_step((pixels, torch.arange(8)), number).backward()
+        module.training_step(batch_of(pixels), number).backward()
         module.configure_gradient_clipping(adam)
         adam.step()
     assert asked == []
@@ -417,11 +411,10 @@ def test_a_hundred_steps_never_wait_for_the_gpu() -> None:
     module = FlowModule(tiny.experiment(), (1, 28, 28), 10).cuda()
     adam = torch.optim.AdamW(module.parameters(), fused=True)
     pixels = torch.randint(256, (8, 1, 28, 28), dtype=torch.uint8, device="cuda")
-    y = torch.arange(8, device="cuda")
     for number in range(103):
         torch.cuda.set_sync_debug_mode("error" if number >= 3 else "default")
         adam.zero_grad()
-        module.training_step((pixels, y), number).backward()
+        module.training_step(batch_of(pixels), number).backward()
         module.configure_gradient_clipping(adam)
         adam.step()
     torch.cuda.set_sync_debug_mode("default")

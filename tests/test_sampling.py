@@ -241,7 +241,7 @@ def test_guidance_of_a_flow_without_classes_needs_a_temperature() -> None:
 
 
 WRONG: dict[str, dict[str, Any]] = {
-    "seed = -1 is not valid: an integer of at least 0": {"seed": -1},
+    r"seed = -1 is not valid: an integer in \[0, 2\^62\)": {"seed": -1},
     "temperature = -1 is not valid: a number of at least 0": {"temperature": -1},
     "temperature = nan is not valid": {"temperature": math.nan},
     "truncation = 0 is not valid: a number above 0": {"truncation": 0},

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from flowbench.bench.flows import CLASSES, SHAPE, device
 from flowbench.bench.machine import facts, limits
 from flowbench.bench.measure import seconds, spread
-from flowbench.bench.tarflow import TarFlow
+from flowbench.bench.tarflow import TarFlow, noisy
 from flowbench.callbacks import Budget, EpochClock, EpochRecord
 from flowbench.checkpoint import AtomicCheckpointIO, read
 from flowbench.config import Data, Evaluate, Experiment, Model
@@ -33,6 +33,7 @@ from flowbench.evaluation.density import TEST_NOISE, density
 from flowbench.evaluation.sampling import Sampling, draw
 from flowbench.flow import Flow
 from flowbench.module import FlowModule
+from flowbench.seeding import Noise
 from flowbench.terminal import say
 from flowbench.tracking.provenance import provenance
 from flowbench.trainer import known_warnings, make_trainer
@@ -162,12 +163,14 @@ def step(
         flow.compile()
     adam = torch.optim.AdamW(flow.parameters(), lr=1e-4, fused=True, capturable=capturable)
     pixels = torch.randint(256, (batch, *SHAPE), dtype=torch.uint8, device=device())
-    y = torch.arange(batch, device=device()) % CLASSES
+    index = torch.arange(batch, device=device())
+    y = index % CLASSES
 
     def work() -> None:
         adam.zero_grad()
         with torch.autocast(device().type, torch.bfloat16):
-            prior, logdet = likelihood.objective(*flow(module.dequantise(pixels), y))
+            images = noisy(pixels) if tarflow else module.dequantise(pixels, Noise(0, ids=index))
+            prior, logdet = likelihood.objective(*flow(images, y))
         (prior - logdet).backward()
         nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
         adam.step()
@@ -207,14 +210,15 @@ def together(transform: str, batch: int, capturable: bool = False) -> Callable[[
     parameters, losses = losses_of([module.flow for module in modules])
     values = list(parameters.values())
     adam = torch.optim.AdamW(values, lr=1e-4, fused=True, capturable=capturable)
-    shape = (SEEDS, batch, *SHAPE)
-    pixels = torch.randint(256, shape, dtype=torch.uint8, device=device())
-    y = (torch.arange(batch, device=device()) % CLASSES).expand(SEEDS, batch)
+    index = torch.arange(SEEDS * batch, device=device())
+    pixels = torch.randint(256, (len(index), *SHAPE), dtype=torch.uint8, device=device())
+    y = (index % CLASSES).view(SEEDS, batch)
 
     def work() -> None:
         adam.zero_grad()
         with torch.autocast(device().type, torch.bfloat16):
-            found = losses(modules[0].dequantise(pixels), y)
+            images = modules[0].dequantise(pixels, Noise(0, ids=index))
+            found = losses(images.unflatten(0, (SEEDS, batch)), y)
         found.sum().backward()
         squares = [
             value.grad.flatten(1).square().sum(1) for value in values if value.grad is not None

@@ -136,6 +136,11 @@ class _Block(nn.Module):
         return x.flip(dim) if self.flip else x
 
 
+def noisy(pixels: Tensor) -> Tensor:
+    """Add noise by torch's own generator; uint8 ``[...]`` -> float32 ``[...]``."""
+    return pixels * (2 / 255) - 1 + 0.1 * torch.randn(pixels.shape, device=pixels.device)
+
+
 class TarFlow(nn.Module):
     """The paper's flow with its affine transform, of images with labels.
 

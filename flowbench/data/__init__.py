@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from flowbench.config import Data
 from flowbench.data import celeba, colour, folder, imagenet, mnist, mnist5k, photos
-from flowbench.data.batches import Batches
+from flowbench.data.batches import Batch, Batches
 from flowbench.data.images import Images, Splits
 
-__all__ = ["READERS", "Batches", "Images", "Splits", "load", "prepare"]
+__all__ = ["READERS", "Batch", "Batches", "Images", "Splits", "load", "prepare"]
 
 READERS: dict[str, Callable[[Data], Splits]] = {
     "mnist-5k": mnist5k.read,

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -12,12 +12,30 @@ from torch.utils.data import Dataset, DistributedSampler
 from flowbench.data.images import Images
 from flowbench.errors import UsageError
 
+SHARE = 4
+"""A GPU holds images that take at most one part in so many of its free memory."""
+
+
+class Batch(NamedTuple):
+    """Some of many images.
+
+    Attributes:
+        pixels: uint8 ``[B, C, H, W]``.
+        labels: int64 ``[B]``; -1 where there are none.
+        ids: int64 ``[B]``: which of the images they are.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    ids: Tensor
+
 
 class Batches:
-    """The batches of one device: uint8 pixels and int64 labels, -1 where there are none.
+    """The batches of one device.
 
     Indexing bytes in memory is faster than any worker process could hand them over, and leaves the
-    global random state alone, so that how data are read never changes what is trained.
+    global random state alone, so that how data are read never changes what is trained. A GPU that
+    has room for all images gets them once, and gathers its batches itself.
 
     For training (``shuffle``) every device gets the same number of whole batches and the rest of
     the epoch's order is left out; a share smaller than one batch is one small batch. For evaluation
@@ -31,9 +49,8 @@ class Batches:
         shuffle: A new order in each epoch, for training; otherwise the order of the images.
         rank: Number of this device, in ``[0, world)``.
         world: Number of devices.
-
-    Shape:
-        pixels ``[B, C, H, W]``, labels ``[B]``; in pinned memory where there is a GPU
+        device: The device. Batches are there if it is a GPU with room for all images; otherwise on
+            the CPU, and in pinned memory where there is a GPU.
 
     Raises:
         UsageError: There are too few images for each device to have one in every batch; or, at the
@@ -41,19 +58,28 @@ class Batches:
 
     Example:
         >>> images = Images(torch.zeros(10, 1, 2, 2, dtype=torch.uint8), None)
-        >>> [len(labels) for _, labels in Batches(images, batch=4, seed=0, shuffle=True)]
+        >>> [len(batch.ids) for batch in Batches(images, batch=4, seed=0, shuffle=True)]
         [4, 4]
-        >>> [len(labels) for _, labels in Batches(images, batch=4, seed=0, shuffle=False)]
+        >>> [len(batch.ids) for batch in Batches(images, batch=4, seed=0, shuffle=False)]
         [4, 3, 3]
     """
 
     batch_sampler = None  # Lightning reads it of every loader that has a sampler
 
     def __init__(
-        self, images: Images, batch: int, seed: int, shuffle: bool, rank: int = 0, world: int = 1
+        self,
+        images: Images,
+        batch: int,
+        seed: int,
+        shuffle: bool,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | None = None,
     ) -> None:
         count = len(images)
-        self.images = images
+        labels = torch.full((count,), -1) if images.labels is None else images.labels
+        home = device if device and _has_room(device, images) else torch.device("cpu")
+        self._pixels, self._labels = images.pixels.to(home), labels.to(home)
         # Lightning calls its set_epoch. It adds the epoch to the seed: seeds are spread, or seed 0
         # would see in its second epoch what seed 1 sees in its first.
         self.sampler: DistributedSampler[int] = DistributedSampler(
@@ -79,12 +105,13 @@ class Batches:
     def __len__(self) -> int:
         return self._length
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Batch]:
         # A generator, because Lightning asks for the iterator before it sets the epoch: all of this
         # waits for the first batch.
         epoch = self.sampler.epoch
         start = self._start(epoch)
-        order = torch.tensor(list(self.sampler))[: self._used]
+        order = torch.tensor(list(self.sampler), pin_memory=self._pinned)[: self._used]
+        order = order.to(self._labels.device)
         for number, index in enumerate(order.tensor_split(len(self))):
             if number >= start:
                 self._position = {"epoch": epoch, "batches": number + 1}
@@ -111,20 +138,27 @@ class Batches:
             )
         return saved["batches"]
 
-    def _take(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        pixels = self._rows(self.images.pixels, index)
-        if self.images.labels is None:
-            return pixels, torch.full_like(index, -1)
-        return pixels, self._rows(self.images.labels, index)
+    def _take(self, index: Tensor) -> Batch:
+        return Batch(self._rows(self._pixels, index), self._rows(self._labels, index), index)
 
     def _rows(self, source: Tensor, index: Tensor) -> Tensor:
         """Rows of ``source``, gathered in one copy even where they have to be in pinned memory.
 
-        By NumPy: torch would share so small a copy among threads, and on a busy machine wait for
-        them a hundred times longer than the copy takes.
+        On the CPU by NumPy: torch would share so small a copy among threads, and on a busy machine
+        wait for them a hundred times longer than the copy takes.
         """
+        if source.device.type != "cpu":
+            return source[index]
         shape = (len(index), *source.shape[1:])
         rows = torch.empty(shape, dtype=source.dtype, pin_memory=self._pinned)
         # Nothing is out of range to be clipped; the default mode would make a second copy.
         np.take(source.numpy(), index.numpy(), axis=0, out=rows.numpy(), mode="clip")
         return rows
+
+
+def _has_room(device: torch.device, images: Images) -> bool:
+    """Whether a device is a GPU with room for the images."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return images.pixels.nbytes <= free // SHARE

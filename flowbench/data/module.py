@@ -63,4 +63,5 @@ class FlowData(LightningDataModule):
     def _batches(self, images: Images, shuffle: bool) -> Batches:
         rank = getattr(self.trainer, "global_rank", 0)
         world = getattr(self.trainer, "world_size", 1)
-        return Batches(images, self.data.batch, self.seed, shuffle, rank, world)
+        device = self.trainer.strategy.root_device if self.trainer else None
+        return Batches(images, self.data.batch, self.seed, shuffle, rank, world, device)

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 
-from flowbench.data import Batches, Images, Splits
+from flowbench.data import Batch, Batches, Images, Splits
 from flowbench.errors import Unavailable
 from flowbench.evaluation.cache import cached, digest, read
 from flowbench.evaluation.extractor import Extractor, create
@@ -158,7 +158,7 @@ def train(images: Images, classes: int, recipe: Recipe) -> Classifier:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, recipe.lr, total_steps=steps)
     batches = islice(_endless(Batches(images, recipe.batch, recipe.seed, shuffle=True)), steps)
     with _one_thread():
-        for pixels, labels in tracked(batches, "training", steps, keep=True):
+        for pixels, labels, _ in tracked(batches, "training", steps, keep=True):
             optimiser.zero_grad()
             cross_entropy(network(pixels)[1], labels).backward()
             optimiser.step()
@@ -182,7 +182,7 @@ def _convolution(channels: int, out: int, kernel: int, stride: int) -> list[nn.M
     return [convolution, nn.BatchNorm2d(out), nn.ReLU()]
 
 
-def _endless(batches: Batches) -> Iterator[tuple[Tensor, Tensor]]:
+def _endless(batches: Batches) -> Iterator[Batch]:
     for epoch in count():
         batches.sampler.set_epoch(epoch)
         yield from batches

@@ -16,20 +16,21 @@ from flowbench.evaluation.likelihood import (
 )
 from flowbench.evaluation.patches import patch_table
 from flowbench.flow import Flow, patchify
-from flowbench.seeding import generator
+from flowbench.seeding import Noise
 
 TEST_NOISE = 6329
 """Seed of the noise of test images."""
 
 
-def noisy(pixels: Tensor, index: Tensor, dequantise: Dequantise, seed: int) -> Tensor:
-    """Add noise to some of many images; that of image i follows from the seed and i alone.
+def noisy(
+    pixels: Tensor, index: Tensor, dequantise: Dequantise, seed: int, draw: int = 0
+) -> Tensor:
+    """Add noise to some of many images; that of image i follows from seed, draw and i alone.
 
     Shape:
         uint8 ``[N, C, H, W]``, int64 ``[n]`` -> float32 ``[n, C, H, W]``
     """
-    pairs = zip(pixels[index], index.tolist(), strict=True)
-    return torch.stack([dequantise(image, generator(seed, i)) for image, i in pairs])
+    return dequantise(pixels[index], Noise(seed, draw, ids=index))
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,8 @@ def density(
     of_positions = torch.zeros(len(flow.blocks), flow.tokens, dtype=torch.float64)
     for index in torch.arange(len(images)).split(batch):
         y = None if images.labels is None else images.labels[index].to(weight.device)
-        generators = [generator(seed, i) for i in index.tolist()]
         for draw in range(draws):
-            pairs = zip(images.pixels[index], generators, strict=True)
-            x = torch.stack([dequantise(pixels, generator) for pixels, generator in pairs])
+            x = noisy(images.pixels, index, dequantise, seed, draw)
             priors, slopes, own = (part.cpu().double() for part in _parts(flow, x.to(weight), y))
             prior[draw, index] = priors.sum(1)
             log_det[draw, index] = slopes.sum(1)

@@ -17,7 +17,7 @@ from flowbench.evaluation.likelihood import Dequantise
 from flowbench.evaluation.patches import patch_table
 from flowbench.evaluation.sampling import Sampling, draw, fitting, to_pixels
 from flowbench.flow import Flow, patchify, unpatchify
-from flowbench.seeding import generator
+from flowbench.seeding import Noise
 from flowbench.terminal import say
 
 Array = np.ndarray[Any, Any]
@@ -213,7 +213,7 @@ def reach(flow: Flow, z: Tensor, y: Tensor) -> Array:
     found = []
     for token in range(flow.tokens):
         other = z.clone()
-        other[:, token] = torch.randn(other[:, token].shape, generator=generator(0, token))
+        other[:, token] = Noise(token, ids=torch.arange(len(z))).normal(flow.features)
         change = patchify(decode(other, y), flow.patch) - before
         found.append(change.square().mean((0, 2)).sqrt())
     return torch.stack(found).numpy()

@@ -7,35 +7,33 @@ they decide what a likelihood means.
 import math
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
+
+from flowbench.seeding import Noise
 
 LEVELS = 256
 HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-Dequantise = Callable[[Tensor, torch.Generator], Tensor]
-"""Turns uint8 pixels of any shape into noisy float32 ones, on the device of both."""
+Dequantise = Callable[[Tensor, Noise], Tensor]
+"""Turns images uint8 ``[B, ...]`` into noisy float32 ones, on the device of both."""
 
 
-def dequantise_uniform(pixels: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Spread the 256 levels evenly over [−1, 1); uint8 ``[...]`` -> float32 ``[...]``.
+def dequantise_uniform(pixels: Tensor, noise: Noise) -> Tensor:
+    """Spread the 256 levels evenly over [−1, 1); uint8 ``[B, ...]`` -> float32 ``[B, ...]``.
 
     The density of the result bounds the probability of the pixels (Theis et al., 2015,
     https://arxiv.org/abs/1511.01844), so it is the protocol of every bpd.
     """
-    noise = torch.rand(pixels.shape, generator=generator, device=pixels.device)
+    within = noise.uniform(*pixels.shape[1:])
     # White pixels and noise just below 1 would round up to the edge.
-    return ((pixels + noise) * (2 / LEVELS) - 1).clamp_max(1 - 2**-24)
+    return ((pixels + within) * (2 / LEVELS) - 1).clamp_max(1 - 2**-24)
 
 
-def dequantise_gaussian(
-    pixels: Tensor, noise_std: float, generator: torch.Generator | None = None
-) -> Tensor:
-    """Place the levels on [−1, 1] and add Gaussian noise; uint8 ``[...]`` -> float32 ``[...]``.
+def dequantise_gaussian(pixels: Tensor, noise_std: float, noise: Noise) -> Tensor:
+    """Place the levels on [−1, 1] and add Gaussian noise; ``[B, ...]``, uint8 -> float32.
 
     The protocol of TarFlow's samples; its likelihood is that of noisy images and has no bpd.
     """
-    noise = torch.randn(pixels.shape, generator=generator, device=pixels.device)
-    return pixels * (2 / (LEVELS - 1)) - 1 + noise_std * noise
+    return pixels * (2 / (LEVELS - 1)) - 1 + noise_std * noise.normal(*pixels.shape[1:])
 
 
 def objective(z: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:

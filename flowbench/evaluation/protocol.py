@@ -19,7 +19,7 @@ from flowbench.decoding import Guidance
 from flowbench.errors import Diverged, UsageError
 from flowbench.evaluation import classifier, fidelity, inception, latents
 from flowbench.evaluation.bayes import classify
-from flowbench.evaluation.density import TEST_NOISE, density
+from flowbench.evaluation.density import TEST_NOISE, density, noisy
 from flowbench.evaluation.extractor import Extractor
 from flowbench.evaluation.likelihood import Dequantise
 from flowbench.evaluation.patches import patch_quality
@@ -33,7 +33,6 @@ from flowbench.evaluation.sampling import (
 )
 from flowbench.evaluation.unlike import unlike
 from flowbench.flow import Flow
-from flowbench.seeding import generator
 from flowbench.size import image_shape
 from flowbench.terminal import say
 from flowbench.transforms.root import counting
@@ -228,11 +227,11 @@ def _density(
     found.tables.update(patches=measured.patches, positions=measured.positions)
     of_val = density(flow, splits.val, dequantise, data.noise, 1, TEST_NOISE, data.batch)
     found.metrics["val/failed"] = of_val.metrics["test/failed"]
-    images = splits.test.pixels[:ROUND_TRIPS]
-    y = torch.full((len(images),), -1) if splits.test.labels is None else splits.test.labels
-    noisy = dequantise(images, generator(TEST_NOISE))
+    index = torch.arange(min(ROUND_TRIPS, len(splits.test)))
+    x = noisy(splits.test.pixels, index, dequantise, TEST_NOISE)
+    y = torch.full_like(index, -1) if splits.test.labels is None else splits.test.labels[index]
     with counting() as steps:
-        found.metrics["roundtrip/max"] = roundtrip(flow, noisy, y[:ROUND_TRIPS])
+        found.metrics["roundtrip/max"] = roundtrip(flow, x, y)
     if steps:
         found.metrics["roundtrip/steps"] = max(steps)
 

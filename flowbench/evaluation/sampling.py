@@ -12,7 +12,7 @@ from torch import Tensor
 from flowbench.decoding import SEQUENTIAL, Decoding, Guidance
 from flowbench.errors import Diverged, UsageError
 from flowbench.flow import Flow
-from flowbench.seeding import generator
+from flowbench.seeding import Noise
 from flowbench.terminal import tracked
 
 UNLABELLED_COLUMNS = 10
@@ -27,7 +27,7 @@ class Sampling:
     """How images are drawn; with the flow and the labels it says which.
 
     Args:
-        seed: Seed of the noise, at least 0.
+        seed: Seed of the noise, in [0, 2⁶²).
         temperature: Scales the noise; below 1 images vary less and are more typical.
         truncation: t, where the noise is a standard normal given that it is in [−t, t]; None: all.
         guidance: Towards the labels; None: none.
@@ -54,8 +54,8 @@ class Sampling:
     bf16: bool = False
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise UsageError(f"seed = {self.seed} is not valid: an integer of at least 0")
+        if not 0 <= self.seed < 2**62:
+            raise UsageError(f"seed = {self.seed} is not valid: an integer in [0, 2^62)")
         for name in ("temperature", "denoise_std"):
             if not 0 <= (value := getattr(self, name)) < math.inf:
                 raise UsageError(f"{name} = {value} is not valid: a number of at least 0")
@@ -66,17 +66,17 @@ class Sampling:
 def noise(flow: Flow, count: int, sampling: Sampling, first: int = 0) -> Tensor:
     """Draw the noise of images ``first``, ``first + 1`` and so on.
 
-    Each image has a generator of its own, on the CPU. Truncation moves the noise that there would
-    be without it to the same quantile of the truncated normal.
+    That of an image follows from the seed and its number alone. Truncation moves the noise that
+    there would be without it to the same quantile of the truncated normal.
 
     Shape:
-        float32 ``[count, T, D]``
+        float32 ``[count, T, D]``, on the flow's device
     """
-    z = torch.empty(count, flow.tokens, flow.features)
-    for i, own in enumerate(z, first):
-        own.normal_(generator=generator(sampling.seed, i))
+    device = flow.blocks[0].network.pos_embed.device
+    index = torch.arange(first, first + count, device=device)
+    z = Noise(sampling.seed, ids=index).normal(flow.tokens, flow.features)
     if t := sampling.truncation:
-        below, above = torch.special.ndtr(torch.tensor([-t, t], dtype=torch.float64))
+        below, above = torch.special.ndtr(torch.tensor([-t, t], dtype=torch.float64, device=device))
         quantile = below + (above - below) * torch.special.ndtr(z.double())
         z = torch.special.ndtri(quantile).clamp(-t, t).float()
     return sampling.temperature * z
