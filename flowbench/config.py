@@ -302,6 +302,9 @@ class Experiment:
     compile: bool = False
     """Train with torch.compile: faster on a GPU, after minutes of compilation in the first epoch,
     whose kernels are kept for later runs. On a CPU it gains nothing."""
+    capture: bool = False
+    """Replay the passes of a training step as CUDA graphs, compiled ones with compile: faster where
+    a flow is so small that an NVIDIA GPU waits for the host. For one GPU."""
     recompute: bool = False
     """Keep what enters each block only and compute the rest again in the backward pass: a fraction
     of the memory, for a third more time."""
@@ -313,6 +316,13 @@ class Experiment:
         budget = self.flops is None or 0 < self.flops < math.inf
         check(budget, "flops", self.flops, "a number above 0, or null")
 
+        if self.capture:
+            # Graphs have fixed inputs and outputs, whose memory every step uses again.
+            steps = self.trainer.get("accumulate_grad_batches", 1)
+            check(steps == 1, "trainer.accumulate_grad_batches", steps, "1 with capture")
+            weight = self.optim.norm_penalty
+            check(weight == 0, "optim.norm_penalty", weight, "0 with capture")
+            check(not self.recompute, "recompute", self.recompute, "false with capture")
         for part in self.name.split("/"):  # a study's name ends with its scale: bins/quick
             check_name("name", part)
         for key, value in flat(asdict(self)).items():

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from flowbench import size
+from flowbench.capture import Captured
 from flowbench.config import Experiment
 from flowbench.data.batches import Batch
 from flowbench.errors import Diverged
@@ -63,6 +64,7 @@ class FlowModule(LightningModule):
         self.flow.recompute = experiment.recompute
         self.trained, self.evaluated = Means(), Means()
         self._watch: Watch | None = None
+        self._captured: dict[torch.Size, Captured] = {}
         self.spent = 0.0
 
     def dequantise(self, pixels: Tensor, noise: Noise) -> Tensor:
@@ -75,18 +77,29 @@ class FlowModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the loss of one batch, and show it to the watch."""
         images, y = self._noisy(batch, self.current_epoch)
-        loss, prior, logdet = self._objective(images, y)
+        loss, prior, logdet = self._objective(self._replayed(images, y), images, y)
         self.watch.loss(loss, (batch, self.current_epoch, self._when()))
         self.trained.add(len(y), **_losses("train", prior, logdet))
         return loss
 
-    def _objective(self, images: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _replayed(self, images: Tensor, y: Tensor) -> nn.Module:
+        """The flow, captured at the first images of their shape if the experiment asks for it."""
+        if not self.experiment.capture or self.experiment.compile:
+            return self.flow
+        if images.shape not in self._captured:
+            self._captured[images.shape] = Captured(self.flow, images, y)
+        return self._captured[images.shape]
+
+    def _objective(
+        self, flow: nn.Module, images: Tensor, y: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """What is minimised, with the penalty if there is one; prior and logdet."""
         weight = self.experiment.optim.norm_penalty
-        latents: list[Tensor] | None = [] if weight else None
-        prior, logdet = likelihood.objective(*self.flow(images, y, latents))
+        latents: list[Tensor] = []
+        given = (images, y, latents) if weight else (images, y)
+        prior, logdet = likelihood.objective(*flow(*given))
         loss = prior - logdet
-        for latent in latents or []:
+        for latent in latents:
             loss = loss + weight * latent.float().square().mean()
         return loss, prior, logdet
 
@@ -125,14 +138,14 @@ class FlowModule(LightningModule):
             raise Diverged(self._explain(found))
 
     def on_fit_start(self) -> None:
-        """Compile the flow in place if the experiment asks for it.
+        """Compile the flow in place if the experiment asks for it; torch then captures it itself.
 
         Flows of one shape share what is compiled, so only the first run of a process waits for it.
         """
         if self.experiment.compile:
             torch._dynamo.config.recompile_limit = SHAPES
             torch._dynamo.config.accumulated_recompile_limit = SHAPES
-            self.flow.compile()
+            self.flow.compile(mode="reduce-overhead" if self.experiment.capture else None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save what builds the flow again, as plain values, together with the weights."""
@@ -245,7 +258,7 @@ class FlowModule(LightningModule):
         if not found.gradient:
             images, y = self._noisy(last, epoch)
             with torch.no_grad(), self._precision():
-                loss, *_ = self._objective(images, y)
+                loss, *_ = self._objective(self.flow, images, y)
                 return f"{when}: the loss is {loss.item()}, {self._where(images, y)}"
         self._accumulate(found.batches)
         return f"{when}: the gradient's norm is {self._norm().item()}, {self._where_gradient()}"
@@ -255,7 +268,7 @@ class FlowModule(LightningModule):
         self.flow.zero_grad()
         for batch, epoch, _ in [kept for kept in batches if kept[2] == batches[-1][2]]:
             with torch.enable_grad(), self._precision():
-                loss, *_ = self._objective(*self._noisy(batch, epoch))
+                loss, *_ = self._objective(self.flow, *self._noisy(batch, epoch))
             loss.backward()
 
     def _precision(self) -> AbstractContextManager[None]:

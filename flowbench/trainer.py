@@ -74,9 +74,11 @@ def make_trainer(experiment: Experiment) -> Trainer:
             plugins=[AtomicCheckpointIO()],
             use_distributed_sampler=False,
         )
-    on_cpu = trainer.strategy.root_device.type == "cpu"
+    device, world = trainer.strategy.root_device.type, trainer.world_size
+    one = not experiment.capture or (device == "cuda" and world == 1)
+    check(one, "capture", f"true on {world} x {device}", "true on one NVIDIA GPU only")
     half = str(options.get("precision")) in ("16", "16-mixed")  # Lightning would take bf16 instead
-    check(not (half and on_cpu), "trainer.precision", "16-mixed", "bf16-mixed on a CPU")
+    check(not (half and device == "cpu"), "trainer.precision", "16-mixed", "bf16-mixed on a CPU")
     return trainer
 
 

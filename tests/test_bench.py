@@ -224,7 +224,9 @@ def test_a_training_step_moves_the_weights(monkeypatch: pytest.MonkeyPatch) -> N
         torch.optim, "AdamW", lambda *a, **k: moved.append(make(*a, **k)) or moved[-1]
     )
     batch = training.digits(8)
-    steps = [training.tarflow_step(batch), training.step(training.Case("affine"), batch)]
+    case = training.Case("affine")
+    baseline = training.tarflow_step(training.experiment(case), batch)
+    steps = [baseline, training.step(case, batch)]
     for work, adam in zip(steps, moved, strict=True):
         weights = [w for group in adam.param_groups for w in group["params"]]
         before = [w.detach().clone() for w in weights]

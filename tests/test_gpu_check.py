@@ -2,12 +2,14 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
+from flowbench.bench import gpu
 from flowbench.bench.gpu import losses_of
 from flowbench.evaluation.likelihood import objective
 from flowbench.flow import Flow
@@ -68,3 +70,46 @@ def test_several_seeds_as_one_model_are_each_as_its_own(transform: str) -> None:
             torch.testing.assert_close(
                 parameters[name].grad[seed], parameter.grad, rtol=1e-4, atol=1e-6
             )
+
+
+@pytest.mark.parametrize(
+    ("rows", "gains"),
+    [
+        ({"affine, as it is": 2.0, "affine, captured": 1.0}, True),
+        ({"affine, as it is": 1.0, "affine, captured": 2.0}, False),
+        ({"affine, as it is": 1.0}, False),
+        ({"rqs-4, as it is": 2.0, "rqs-4, captured": 1.0}, False),
+        (None, False),
+    ],
+)
+def test_a_flow_is_captured_where_that_was_measured_to_be_faster(
+    rows: dict[str, float] | None, gains: bool, tmp_path: Path
+) -> None:
+    path = tmp_path / "step.csv"
+    if rows:
+        pd.DataFrame({"case": rows.keys(), "seconds": rows.values()}).to_csv(path)
+    assert gpu._gains(path, "affine") == gains
+
+
+def once(works: dict[str, Callable[[], object]], *_: int, **__: int) -> dict[str, list[float]]:
+    """Call each once, in place of timing it."""
+    for work in works.values():
+        work()
+    return {key: [1.0] for key in works}
+
+
+def test_a_gpus_cases_are_measured_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "CUDA", True)
+    monkeypatch.setattr(gpu, "_kernel_seconds", lambda work: work())
+    monkeypatch.setattr(gpu, "captured", lambda work: work)
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda module, _: module)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)
+    monkeypatch.setattr(gpu, "seconds", once)
+    monkeypatch.setattr(gpu, "GPU_BATCH", 10)
+    steps = pd.DataFrame(gpu.steps())
+    ways = ["as it is", "captured", "in one graph", "compiled", "compiled, captured"]
+    ways.append("4 seeds together")
+    assert {f"affine, {way}" for way in ways} <= set(steps["case"])
+    assert "rqs-4, compiled" not in set(steps["case"])
+    drawn = pd.DataFrame(gpu.samples())
+    assert {"rqs-8, as it is", "rqs-8, in one graph", "rqs-8, bf16"} <= set(drawn["case"])

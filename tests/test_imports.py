@@ -17,7 +17,7 @@ LAYERS = [
     ["vit", "distribution"],
     ["size", "decoding"],
     ["flow"],
-    ["pretrained"],
+    ["pretrained", "capture"],
     ["data", "tracking"],
     ["evaluation"],
     ["module", "progress"],
@@ -56,6 +56,7 @@ PURE = [
     "evaluation.likelihood",
     "means",
     "seeding",
+    "capture",
 ]
 LIGHT = ["errors", "terminal", "config", "parsing", "schema", "space", "study", "__main__"]
 

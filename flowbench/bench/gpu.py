@@ -18,19 +18,20 @@ from typing import Any
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flowbench.bench.flows import CLASSES, SHAPE, device
 from flowbench.bench.machine import facts, limits
 from flowbench.bench.measure import seconds, spread
-from flowbench.bench.tarflow import TarFlow, noisy
+from flowbench.bench.training import step_of, tarflow_step
 from flowbench.callbacks import Budget, EpochClock, EpochRecord
 from flowbench.checkpoint import AtomicCheckpointIO, read
 from flowbench.config import Data, Evaluate, Experiment, Model
+from flowbench.data import Batch
 from flowbench.data.module import FlowData
 from flowbench.evaluation import likelihood
 from flowbench.evaluation.density import TEST_NOISE, density
-from flowbench.evaluation.sampling import Sampling, draw
+from flowbench.evaluation.sampling import GPU_BATCH, Sampling, draw
 from flowbench.flow import Flow
 from flowbench.module import FlowModule
 from flowbench.seeding import Noise
@@ -52,6 +53,8 @@ ROOT = "data"
 BASELINE = "TarFlow's way, compiled"
 COMPILED = ("affine", "rqs-8")
 """Transforms whose steps are compiled too: compiling takes a minute for each."""
+AS_IT_IS, CAPTURED = ", as it is", ", captured"
+"""Endings of the cases that are trained without ``capture`` and with it."""
 SEEDS = 4
 TOGETHER = f", {SEEDS} seeds together"
 """Ending of the cases in which several flows are trained as one model."""
@@ -102,24 +105,32 @@ def _spline_step(
 
 
 def steps() -> Rows:
-    """Time a training step in bf16: as it is, compiled, captured as a CUDA graph, of four seeds.
+    """Time a training step in bf16: as it is, captured, compiled, both, and of four seeds.
 
     ``kernels`` is the time of the step's kernels alone, by torch's profiler: what a step without
-    gaps would take.
+    gaps would take. A step in one graph has clipping and AdamW in it too, which no run has: it
+    shows what there is left to gain.
     """
     for batch in BATCHES:
         works: dict[str, Callable[[], Any]] = {}
         kernels: dict[str, float | None] = {}
+        images, small = _random(batch), batch == BATCHES[0]
+        make = partial(step_of, batch=images, bf16=True)
         for transform in TRANSFORMS:
-            work = step(transform, batch)
-            works[f"{transform}, as it is"] = work
-            kernels[f"{transform}, as it is"] = _kernel_seconds(work)
+            own = experiment(transform)
+            works[transform + AS_IT_IS] = make(own)
+            kernels[transform + AS_IT_IS] = _kernel_seconds(works[transform + AS_IT_IS])
             if CUDA:
-                works[f"{transform}, captured"] = captured(step(transform, batch, capturable=True))
-        if batch == BATCHES[0]:
-            works[BASELINE] = step("affine", batch, tarflow=True, compiled=CUDA)
+                works[transform + CAPTURED] = make(replace(own, capture=True))
+            if CUDA and small:
+                works[f"{transform}, in one graph"] = captured(make(own))
+        if small:
+            plain = replace(experiment("affine"), compile=CUDA)
+            works[BASELINE] = tarflow_step(plain, images, bf16=True)
             for transform in COMPILED if CUDA else ():
-                works[f"{transform}, compiled"] = step(transform, batch, compiled=True)
+                compiled = replace(experiment(transform), compile=True)
+                works[f"{transform}, compiled"] = make(compiled)
+                works[f"{transform}, compiled{CAPTURED}"] = make(replace(compiled, capture=True))
             for transform in COMPILED:
                 works[f"{transform}{TOGETHER}"] = together(transform, batch)
                 if CUDA:
@@ -140,42 +151,11 @@ def steps() -> Rows:
             yield row
 
 
-def step(
-    transform: str,
-    batch: int,
-    tarflow: bool = False,
-    compiled: bool = False,
-    capturable: bool = False,
-) -> Callable[[], None]:
-    """Make a training step: noise, loss, gradient, clipping, AdamW.
-
-    Args:
-        transform: The flow's transform.
-        batch: Images.
-        tarflow: The baseline's way instead of flowbench's.
-        compiled: By torch's compiler, as ``compile`` does it.
-        capturable: Let AdamW count its steps on the GPU.
-    """
-    torch.manual_seed(0)
-    module = FlowModule(experiment(transform), SHAPE, CLASSES).to(device())
-    flow: nn.Module = TarFlow.of(module.flow) if tarflow else module.flow
-    if compiled:
-        flow.compile()
-    adam = torch.optim.AdamW(flow.parameters(), lr=1e-4, fused=True, capturable=capturable)
-    pixels = torch.randint(256, (batch, *SHAPE), dtype=torch.uint8, device=device())
-    index = torch.arange(batch, device=device())
-    y = index % CLASSES
-
-    def work() -> None:
-        adam.zero_grad()
-        with torch.autocast(device().type, torch.bfloat16):
-            images = noisy(pixels) if tarflow else module.dequantise(pixels, Noise(0, ids=index))
-            prior, logdet = likelihood.objective(*flow(images, y))
-        (prior - logdet).backward()
-        nn.utils.clip_grad_norm_(flow.parameters(), 1.0)
-        adam.step()
-
-    return work
+def _random(count: int) -> Batch:
+    """Images of noise, with labels."""
+    ids = torch.arange(count, device=device())
+    pixels = torch.randint(256, (count, *SHAPE), dtype=torch.uint8, device=device())
+    return Batch(pixels, ids % CLASSES, ids)
 
 
 def losses_of(flows: list[Flow]) -> tuple[dict[str, Tensor], Callable[[Tensor, Tensor], Tensor]]:
@@ -210,14 +190,13 @@ def together(transform: str, batch: int, capturable: bool = False) -> Callable[[
     parameters, losses = losses_of([module.flow for module in modules])
     values = list(parameters.values())
     adam = torch.optim.AdamW(values, lr=1e-4, fused=True, capturable=capturable)
-    index = torch.arange(SEEDS * batch, device=device())
-    pixels = torch.randint(256, (len(index), *SHAPE), dtype=torch.uint8, device=device())
-    y = (index % CLASSES).view(SEEDS, batch)
+    pixels, y, ids = _random(SEEDS * batch)
+    y = y.view(SEEDS, batch)
 
     def work() -> None:
         adam.zero_grad()
         with torch.autocast(device().type, torch.bfloat16):
-            images = modules[0].dequantise(pixels, Noise(0, ids=index))
+            images = modules[0].dequantise(pixels, Noise(0, ids=ids))
             found = losses(images.unflatten(0, (SEEDS, batch)), y)
         found.sum().backward()
         squares = [
@@ -232,7 +211,7 @@ def together(transform: str, batch: int, capturable: bool = False) -> Callable[[
     return work
 
 
-def captured(work: Callable[[], None]) -> Callable[[], None]:
+def captured(work: Callable[[], object]) -> Callable[[], None]:
     """Capture a step as a CUDA graph; calling the result replays it."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
@@ -259,7 +238,10 @@ def _kernel_seconds(work: Callable[[], None]) -> float | None:
 
 
 def samples() -> Rows:
-    """Time the drawing of images, networks in float32 and in bf16."""
+    """Time the drawing of images, networks in float32 and in bf16; and a batch as one graph.
+
+    No sampling replays a graph: it shows what there is left to gain.
+    """
     for transform in COMPILED:
         flow = FlowModule(experiment(transform), SHAPE, CLASSES).to(device()).eval().flow
         y = torch.arange(SAMPLES) % CLASSES
@@ -270,6 +252,16 @@ def samples() -> Rows:
             taken = time.perf_counter() - began
             name = f"{transform}, {'bf16' if bf16 else 'float32'}"
             yield {"case": name, "setting": f"{SAMPLES} images", "seconds": taken}
+    for transform in COMPILED if CUDA else ():
+        flow = FlowModule(experiment(transform), SHAPE, CLASSES).to(device()).eval().flow
+        y = torch.arange(GPU_BATCH, device=device()) % CLASSES
+        z = torch.randn(GPU_BATCH, flow.tokens, flow.features, device=device())
+        as_it_is = partial(flow.inverse, z, y)
+        works: dict[str, Callable[[], object]] = {"as it is": as_it_is}
+        works["in one graph"] = captured(as_it_is)
+        for way, times in seconds(works, 5, warmup=1).items():
+            case = {"case": f"{transform}, {way}", "setting": f"{GPU_BATCH} images"}
+            yield {**case, **spread(times)}
 
 
 def experiment(transform: str, root: str = ROOT) -> Experiment:
@@ -289,7 +281,8 @@ def protocol(out: Path, root: str, deadline: float) -> Rows:
 
     A run that the time cuts short keeps its shape: the learning rate falls over the seconds it has.
     ``flowbench import CHECKPOINT`` records them in a store and ``flowbench evaluate`` measures them
-    anywhere. A flow whose checkpoint is there is not trained again.
+    anywhere. A flow whose checkpoint is there is not trained again. A flow is captured if that made
+    its steps shorter in ``step.csv``.
 
     Raises:
         RuntimeError: No time is left for a flow.
@@ -302,8 +295,19 @@ def protocol(out: Path, root: str, deadline: float) -> Rows:
         left = (deadline - time.monotonic()) / (len(PROTOCOL) - number)
         if CUDA and left < 20:
             raise RuntimeError(f"no time is left for {transform}: give --minutes more")
-        budget = replace(experiment(transform, root), seconds=max(left - 15, 5.0))
+        chosen = experiment(transform, root)
+        capture = _gains(out / "step.csv", transform)
+        budget = replace(chosen, capture=capture, seconds=max(left - 15, 5.0))
         yield train(budget, path)
+
+
+def _gains(steps: Path, transform: str) -> bool:
+    """Whether a flow's captured steps were measured to be shorter."""
+    if not steps.exists():
+        return False
+    taken = pd.read_csv(steps).groupby("case")["seconds"].min()
+    plain, replayed = (taken.get(transform + way, 0.0) for way in (AS_IT_IS, CAPTURED))
+    return bool(0 < replayed < plain)
 
 
 def train(chosen: Experiment, path: Path) -> dict[str, Any]:

@@ -66,7 +66,8 @@ def rows(repeats: int) -> Iterator[dict[str, Any]]:
     cases = CASES + (COMPILED if device().type == "cuda" else ())
     batch = digits(BATCH)
     before = limits()
-    steps: dict[str, Callable[[], None]] = {BASELINE: tarflow_step(batch)}
+    baseline = tarflow_step(experiment(Case("affine")), batch)
+    steps: dict[str, Callable[[], None]] = {BASELINE: baseline}
     steps |= {case.name: step(case, batch) for case in cases}
     taken = seconds(steps, repeats, warmup=2)
     peaks = {name: peak_memory(work) for name, work in steps.items()}
@@ -100,42 +101,55 @@ def digits(count: int) -> Batch:
     return Batch(train.pixels[:count].to(device()), train.labels[:count].to(device()), index)
 
 
-def experiment(transform: str, model: Mapping[str, Any] = MODEL) -> Experiment:
+def experiment(case: Case, model: Mapping[str, Any] = MODEL) -> Experiment:
     """Build the experiment whose steps are measured."""
-    return build({"model": {"transform": transform, **model}, "data": {"batch": BATCH}})
+    options = {"transform": case.transform, **model}
+    return build({"model": options, "data": {"batch": BATCH}, "compile": case.compile})
 
 
 def step(case: Case, batch: Batch, model: Mapping[str, Any] = MODEL) -> Callable[[], None]:
-    """Make a case's training step, as Lightning would run it under its precision."""
+    """Make a case's training step."""
+    return step_of(experiment(case, model), batch, case.precision == "bf16")
+
+
+def step_of(experiment: Experiment, batch: Batch, bf16: bool) -> Callable[[], None]:
+    """Make a training step of an experiment, as Lightning would run it under its precision."""
     torch.manual_seed(0)
-    module = FlowModule(experiment(case.transform, model), SHAPE, CLASSES).to(device())
-    if case.compile:
-        module.flow.compile()
+    module = FlowModule(experiment, SHAPE, CLASSES).to(device())
+    module.on_fit_start()
 
     def loss() -> Tensor:
-        bf16 = case.precision == "bf16"
         with torch.autocast(device().type, torch.bfloat16, enabled=bf16):
             return module.training_step(batch, 0)
 
     return _step(module, module.flow, loss)
 
 
-def tarflow_step(batch: Batch) -> Callable[[], None]:
-    """Make the step of the baseline."""
+def tarflow_step(experiment: Experiment, batch: Batch, bf16: bool = False) -> Callable[[], None]:
+    """Make the step of the baseline, for the affine flow of an experiment."""
     torch.manual_seed(0)
-    module = FlowModule(experiment("affine"), SHAPE, CLASSES).to(device())
+    module = FlowModule(experiment, SHAPE, CLASSES).to(device())
     flow = TarFlow.of(module.flow)
+    if experiment.compile:
+        flow.compile()
 
     def loss() -> Tensor:
-        z, log_det = flow(noisy(batch.pixels), batch.labels)
-        return 0.5 * z.square().mean() - log_det.mean()
+        with torch.autocast(device().type, torch.bfloat16, enabled=bf16):
+            z, log_det = flow(noisy(batch.pixels), batch.labels)
+            return 0.5 * z.float().square().mean() - log_det.mean()
 
     return _step(module, flow, loss)
 
 
 def _step(module: FlowModule, flow: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], None]:
     module.flow = flow  # type: ignore[assignment]  # the baseline's gradients are clipped too
-    adam = torch.optim.AdamW(flow.parameters(), lr=RATE, betas=(0.9, 0.95), fused=True)
+    adam = torch.optim.AdamW(
+        flow.parameters(),
+        lr=RATE,
+        betas=(0.9, 0.95),
+        fused=True,
+        capturable=device().type == "cuda",  # the step as a whole can be captured too
+    )
 
     def work() -> None:
         adam.zero_grad()
