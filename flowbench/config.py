@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -360,6 +361,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return named
 
 
+@cache
 def types(of: type = Experiment, prefix: str = "") -> dict[str, Any]:
     """Return the declared type of every option, by its dotted name."""
     found: dict[str, Any] = {}
@@ -370,9 +372,9 @@ def types(of: type = Experiment, prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def options(of: type = Experiment, prefix: str = "") -> list[str]:
+def options(of: type = Experiment) -> list[str]:
     """List the dotted names of all options."""
-    return list(types(of, prefix))
+    return list(types(of))
 
 
 def is_number(name: str) -> bool:

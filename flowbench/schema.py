@@ -239,7 +239,7 @@ def is_setting(name: str) -> bool:
     if name.startswith("trainer.") or name == LAYERS_LISTED:
         return True
     evaluated = name.startswith("evaluate.")
-    return name in config.options() and not evaluated and name not in _NOT_SETTINGS
+    return name in config.types() and not evaluated and name not in _NOT_SETTINGS
 
 
 def settings(columns: Iterable[str]) -> list[str]:

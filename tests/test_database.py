@@ -7,8 +7,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -17,7 +19,8 @@ from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from mlflow.store.tracking.dbmodels.initial_models import Base as InitialBase
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, event
+from sqlalchemy.engine import Engine
 
 from flowbench.errors import StoreError, UsageError
 from flowbench.tracking import database
@@ -164,13 +167,26 @@ def test_a_locked_database_is_asked_again(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err.count("the store is locked by another process: waiting") == 1
 
 
-@pytest.mark.slow
+@pytest.fixture
+def impatient() -> Iterator[None]:
+    """SQLite waits for a lock 0.1 s instead of MLflow's 20 s."""
+
+    def shorter(*given: Any) -> tuple[str, Any]:
+        _, _, statement, parameters, *_ = given
+        return statement.replace("busy_timeout = 20000", "busy_timeout = 100"), parameters
+
+    event.listen(Engine, "before_cursor_execute", shorter, retval=True)
+    yield
+    event.remove(Engine, "before_cursor_execute", shorter)
+
+
+@pytest.mark.usefixtures("impatient")
 def test_a_lock_longer_than_any_timeout_is_waited_for(
     tmp_path: Path, other: sqlite3.Connection, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = Store(tmp_path)
     other.execute("BEGIN EXCLUSIVE")
-    freed = threading.Timer(40, lambda: other.execute("ROLLBACK"))
+    freed = threading.Timer(2, lambda: other.execute("ROLLBACK"))
     freed.start()
     run_id = started(store)
     freed.join()
@@ -178,6 +194,7 @@ def test_a_lock_longer_than_any_timeout_is_waited_for(
     assert "the store is locked by another process: waiting for" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("impatient")
 def test_a_lock_that_stays_is_told(
     tmp_path: Path, other: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

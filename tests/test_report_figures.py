@@ -1,6 +1,7 @@
 """Figures: what they show, that they name their units, and that nothing overlaps or is cut off."""
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -70,9 +71,14 @@ SHAPES: dict[str, Callable[[], Analysis]] = {
 }
 
 
+@cache
+def of_shape(shape: str) -> Analysis:
+    return SHAPES[shape]()
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_no_figure_is_cut_off_overlaps_or_lacks_labels(shape: str) -> None:
-    one = SHAPES[shape]()
+    one = of_shape(shape)
     plots = [plot for plot in FIGURES if not plot.missing(one)]
     assert plots
     for plot in plots:
@@ -92,7 +98,7 @@ def test_no_figure_is_cut_off_overlaps_or_lacks_labels(shape: str) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_captions_have_at_most_50_words(shape: str) -> None:
-    one = SHAPES[shape]()
+    one = of_shape(shape)
     captions = {plot.name: plot.caption(one) for plot in FIGURES if not plot.missing(one)}
     lengths = {name: len(caption.split()) for name, caption in captions.items()}
     assert max(lengths.values()) <= 50, lengths

@@ -11,7 +11,7 @@ import tiny
 import torch
 import yaml
 
-from flowbench.config import flat
+from flowbench.config import Experiment, flat
 from flowbench.errors import UsageError
 from flowbench.experiment import run
 from flowbench.module import build_flow
@@ -49,11 +49,13 @@ def shipped(name: str, scale: str = "quick") -> StudyFile:
     return read(path, scale)
 
 
-def ends(study: StudyFile) -> list[dict[str, Any]]:
+def ends(study: StudyFile) -> list[Experiment]:
     """The points of a grid; of a search, its corner of all first values, and that of the last."""
+    seed = study.seeds[0]
     if study.points:
-        return [point.values for point in study.points if point.seed == study.seeds[0]]
-    return [{key: d.ends[end] for key, d in study.space.items()} for end in (0, -1)]
+        return [point.experiment for point in study.points if point.seed == seed]
+    corners = [{key: d.ends[end] for key, d in study.space.items()} for end in (0, -1)]
+    return [study.experiment(values, seed) for values in corners]
 
 
 # What is shipped
@@ -75,7 +77,7 @@ def test_every_shipped_study_can_be_built(path: Path, scale: str) -> None:
     assert study.expected
     head = path.read_text().split("\nquestion:")[0]
     assert [word in head for word in ("# Question:", "# Expected:", "# Cost:")] == [True] * 3
-    experiments = [study.experiment(values, study.seeds[0]) for values in ends(study)]
+    experiments = ends(study)
     epochs = {e.trainer["max_epochs"] for e in experiments}
     if "trainer" in study.base:
         assert epochs == {study.base["trainer"]["max_epochs"]}
@@ -85,7 +87,7 @@ def test_every_shipped_study_can_be_built(path: Path, scale: str) -> None:
         expected_epochs = {"learning-rate": 20, "scaling": -1}  # a budget of FLOPs ends the latter
         assert epochs == {expected_epochs.get(path.stem, 100)}
     with torch.device("meta"):
-        for experiment in experiments:
+        for experiment in {str((e.model, e.data)): e for e in experiments}.values():
             shape = image_shape(experiment.data)
             assert build_flow(experiment, shape, 10).dims == math.prod(shape)
 
@@ -94,9 +96,10 @@ def test_every_shipped_study_can_be_built(path: Path, scale: str) -> None:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_trial_of_every_shipped_study_runs(path: Path, tmp_path: Path) -> None:
     study = read(path)
+    first = {key: dimension.ends[0] for key, dimension in study.space.items()}
     study = replace(study, base=put(study.base, tiny.OPTIONS))
     store = Store(tiny.results(tmp_path / "results"))
-    record = run(study.experiment(ends(study)[0], study.seeds[0]), store)
+    record = run(study.experiment(first, study.seeds[0]), store)
     assert store.get(record.run_id).info.status == "FINISHED"
     assert set(study.objectives) <= record.metrics.keys()
 

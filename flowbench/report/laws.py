@@ -9,6 +9,7 @@ is searched: on a grid of starting points, then by scipy between the neighbours 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -205,10 +206,12 @@ def fit(transform: str, quantity: str, points: pd.DataFrame) -> Fit:
     if len(seeds) < 2:
         return undetermined("one seed")
     groups = [points.loc[points[SEED] == seed, ["x", "loss"]].to_numpy(float) for seed in seeds]
-    again = []
-    for draw in resamples(len(seeds)):
-        x, loss = np.concatenate([groups[place] for place in draw]).T
-        again.append(best(x, loss)[0])
+
+    @cache
+    def drawn(*places: int) -> Law:
+        return best(*np.concatenate([groups[place] for place in places]).T)[0]
+
+    again = [drawn(*draw) for draw in np.sort(resamples(len(seeds))).tolist()]
     low, high = np.quantile([other.c for other in again], ENDS)
     if at_bound(low) or at_bound(high) or high / low > WIDEST:
         return undetermined(f"c is anywhere from {low:.2g} to {high:.2g}")
@@ -246,22 +249,23 @@ def best(x: np.ndarray, loss: np.ndarray) -> tuple[Law, float]:
     scale = float(np.exp(np.log(x).mean()))  # so that b stays of the size of the loss
     unit = x / scale
 
-    def line(c: float) -> tuple[float, float, float]:
-        power = unit**-c
-        middle, mean = power.mean(), loss.mean()
-        b = max(0.0, float(((power - middle) * loss).sum() / ((power - middle) ** 2).sum()))
-        a = float(mean - b * middle)
-        return a, b, float(((loss - a - b * power) ** 2).sum())
+    def lines(c: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The best a and b for each of some c, and the sum of squares."""
+        power = unit ** -c[:, None]
+        middle = power.mean(1, keepdims=True)
+        slope = ((power - middle) * loss).sum(1) / ((power - middle) ** 2).sum(1)
+        b = np.maximum(0.0, slope)[:, None]
+        a = loss.mean() - b * middle
+        return a[:, 0], b[:, 0], ((loss - a - b * power) ** 2).sum(1)
 
-    rests = [line(c)[2] for c in STARTS]
-    place = int(np.argmin(rests))
+    place = int(np.argmin(lines(STARTS)[2]))
     ends = STARTS[max(place - 1, 0)], STARTS[min(place + 1, len(STARTS) - 1)]
     found = minimize_scalar(
-        lambda log: line(math.exp(log))[2],
+        lambda log: lines(np.exp([log]))[2].item(),
         bounds=np.log(ends),
         method="bounded",
         options={"xatol": 1e-6},
     )
     c = float(np.exp(found.x))
-    a, b, rest = line(c)
+    a, b, rest = (float(values[0]) for values in lines(np.array([c])))
     return Law(a, b * scale**c, c), rest
