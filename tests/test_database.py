@@ -95,7 +95,7 @@ def test_a_store_of_an_older_mlflow_is_kept_and_a_copy_brought_up_to_date(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     older = list(ScriptDirectory(str(MIGRATIONS)).walk_revisions())[1].revision
-    run_id = started(Store(tmp_path / "now"))
+    run_id = started(Store(tiny.results(tmp_path / "now")))
     at_version(tmp_path / "mlflow.db", older)
     with closing(sqlite3.connect(tmp_path / "mlflow.db")) as old, old:
         old.execute("ATTACH ? AS now", (str(tmp_path / "now" / "mlflow.db"),))
@@ -117,7 +117,7 @@ def test_a_store_of_an_older_mlflow_is_kept_and_a_copy_brought_up_to_date(
 def test_moved_results_keep_their_artifacts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_id = started(Store(tmp_path / "here"))
+    run_id = started(Store(tiny.results(tmp_path / "here")))
     shutil.move(tmp_path / "here", tmp_path / "there now")
     store = Store(tmp_path / "there now")
     assert "the results were moved" in capsys.readouterr().err
@@ -129,7 +129,7 @@ def test_moved_results_keep_their_artifacts(
 
 
 def test_a_copy_of_the_results_is_apart_from_them(tmp_path: Path) -> None:
-    first = Store(tmp_path / "first")
+    first = Store(tiny.results(tmp_path / "first"))
     run_id = started(first)
     shutil.copytree(tmp_path / "first", tmp_path / "second")
     second = Store(tmp_path / "second")
@@ -151,7 +151,7 @@ def test_nothing_is_recorded_into_a_deleted_store(tmp_path: Path) -> None:
 @pytest.fixture
 def other(tmp_path: Path) -> sqlite3.Connection:
     """Another process's connection to the store."""
-    Store(tmp_path)
+    tiny.results(tmp_path)
     return sqlite3.connect(tmp_path / "mlflow.db", isolation_level=None, check_same_thread=False)
 
 
@@ -209,7 +209,7 @@ def test_a_lock_that_stays_is_told(
     "name", ["a b", "a#b", "o'neil", 'a"b', "ü", "a;b&c", "a:b", "a@b", "a\\b"]
 )
 def test_results_may_have_any_name_that_mlflow_takes(name: str, tmp_path: Path) -> None:
-    run_id = started(Store(tmp_path / name))
+    run_id = started(Store(tiny.results(tmp_path / name)))
     assert note(Store(tmp_path / name), run_id, tmp_path) == "kept"
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [name]
 

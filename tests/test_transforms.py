@@ -89,7 +89,7 @@ def parts(transform: Elementwise) -> tuple[Elementwise, ...]:
 
 
 def samples(transform: Elementwise) -> int:
-    return min(50_000, 200_000 // transform.num_params)
+    return min(20_000, 100_000 // transform.num_params)
 
 
 def draw(transform: Elementwise, scale: float, dtype: torch.dtype, n: int) -> tuple[Tensor, Tensor]:
