@@ -377,6 +377,7 @@ def test_a_study_of_times_has_a_report(tmp_path: Path) -> None:
     assert "(load 1.5)" in text
 
 
+@pytest.mark.slow
 def test_a_report_with_rounds_is_rebuilt_byte_for_byte(tmp_path: Path) -> None:
     recorded = timed(sweep(OF_BLOCKS, power, workers=2))
     paths = build(STUDY, recorded, tmp_path / "first")

@@ -247,6 +247,7 @@ def test_bars_are_the_importances_and_chance_is_grey(recorded: Recorded) -> None
 # Files
 
 
+@pytest.mark.slow
 def test_the_report_of_a_search_is_redrawn_from_its_files(report: Path, tmp_path: Path) -> None:
     paths = build(Study.load(report), load(report), tmp_path / "again")
     names = {path.name for path in paths}

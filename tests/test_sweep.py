@@ -181,6 +181,7 @@ def test_what_a_trial_costs_beside_its_work_is_measured(copy: Store, tmp_path: P
         assert 0 < attempt.user_attrs[OVERHEAD] < attempt.duration.total_seconds()
 
 
+@pytest.mark.slow
 def test_optunas_pages_get_the_grids_of_samples(store: Store, tmp_path: Path) -> None:
     grids = {"evaluate": {"samples": 20, "samples_per_class": 1}}
     which = studies.study(tmp_path, seeds=[0], scales={"quick": grids})
