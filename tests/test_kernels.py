@@ -1,7 +1,6 @@
 """The kernels in C against torch's own operations, which are their oracle."""
 
 import copy
-import os
 import platform
 import subprocess
 import sys
@@ -360,28 +359,31 @@ def test_kernels_can_be_switched_off_one_by_one(names: tuple[str, ...]) -> None:
     assert Flow(**FLOW, transform="rqs-8").kernels() == "layer rqs"
 
 
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """An environment that is read anew, as at the start of a process."""
+    build._from_environment.cache_clear()
+    yield monkeypatch
+    build._from_environment.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("value", "kernels"),
     [("0", "none"), ("rqs", "rqs"), ("rqs, layer", "layer rqs"), ("step", "none")],
 )
-def test_the_environment_selects_kernels(value: str, kernels: str) -> None:
-    code = "from flowbench.flow import Flow; print(Flow((1, 8, 8), transform='rqs-8').kernels())"
-    environment = {**os.environ, "FLOWBENCH_NATIVE": value}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.strip() == kernels
+def test_the_environment_selects_kernels(
+    value: str, kernels: str, environment: pytest.MonkeyPatch
+) -> None:
+    environment.setenv("FLOWBENCH_NATIVE", value)
+    assert Flow((1, 8, 8), transform="rqs-8").kernels() == kernels
 
 
 def test_an_unknown_kernel_is_an_error_that_lists_the_valid(
-    monkeypatch: pytest.MonkeyPatch,
+    environment: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("FLOWBENCH_NATIVE", "layer,spline")
-    build._from_environment.cache_clear()
+    environment.setenv("FLOWBENCH_NATIVE", "layer,spline")
     with pytest.raises(UsageError, match="FLOWBENCH_NATIVE = 'layer,spline' is not valid: 0 for"):
         build.selected()
-    monkeypatch.undo()
-    build._from_environment.cache_clear()
 
 
 def test_the_private_operator_of_torch_is_where_it_was() -> None:
