@@ -59,8 +59,8 @@ def rows(repeats: int) -> Iterator[dict[str, Any]]:
 
     A step is the loss of a batch, its gradient, clipping and fused AdamW, as in any run. The share
     is that of the step's matrix products, at the rate at which the machine multiplies matrices of
-    the same precision, in the step's time. TarFlow's way differs in the flow alone: clipping and
-    AdamW are ours.
+    the same precision, in the step's time. TarFlow's way differs in the flow, and takes its
+    noise from torch's generator: clipping and AdamW are ours.
     """
     memory.keep()  # for every subject
     cases = CASES + (COMPILED if device().type == "cuda" else ())
@@ -97,8 +97,8 @@ def digits(count: int) -> Batch:
     """The first training images of mnist-5k and their labels."""
     train = load(Data("mnist-5k")).train
     assert train.labels is not None
-    index = torch.arange(count, device=device())
-    return Batch(train.pixels[:count].to(device()), train.labels[:count].to(device()), index)
+    ids = torch.arange(count, device=device())
+    return Batch(train.pixels[:count].to(device()), train.labels[:count].to(device()), ids)
 
 
 def experiment(case: Case, model: Mapping[str, Any] = MODEL) -> Experiment:
@@ -112,10 +112,10 @@ def step(case: Case, batch: Batch, model: Mapping[str, Any] = MODEL) -> Callable
     return step_of(experiment(case, model), batch, case.precision == "bf16")
 
 
-def step_of(experiment: Experiment, batch: Batch, bf16: bool) -> Callable[[], None]:
+def step_of(chosen: Experiment, batch: Batch, bf16: bool) -> Callable[[], None]:
     """Make a training step of an experiment, as Lightning would run it under its precision."""
     torch.manual_seed(0)
-    module = FlowModule(experiment, SHAPE, CLASSES).to(device())
+    module = FlowModule(chosen, SHAPE, CLASSES).to(device())
     module.on_fit_start()
 
     def loss() -> Tensor:
@@ -125,12 +125,12 @@ def step_of(experiment: Experiment, batch: Batch, bf16: bool) -> Callable[[], No
     return _step(module, module.flow, loss)
 
 
-def tarflow_step(experiment: Experiment, batch: Batch, bf16: bool = False) -> Callable[[], None]:
+def tarflow_step(chosen: Experiment, batch: Batch, bf16: bool = False) -> Callable[[], None]:
     """Make the step of the baseline, for the affine flow of an experiment."""
     torch.manual_seed(0)
-    module = FlowModule(experiment, SHAPE, CLASSES).to(device())
+    module = FlowModule(chosen, SHAPE, CLASSES).to(device())
     flow = TarFlow.of(module.flow)
-    if experiment.compile:
+    if chosen.compile:
         flow.compile()
 
     def loss() -> Tensor:
