@@ -1,7 +1,6 @@
 """Random numbers of images that follow from their place, not from earlier draws; pure torch."""
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -62,13 +61,14 @@ class Noise:
         return _mix(self._images[:, None] + counter * _STEP)
 
 
-@lru_cache
-def _key(place: tuple[int, ...]) -> Tensor:
-    """Mix the integers of a place into one, which is on the CPU."""
-    key = torch.zeros((), dtype=torch.int64)
+def _key(place: tuple[int, ...]) -> int:
+    """Mix the integers of a place into one of 64 bits, in the same way as ``_mix``."""
+    key = 0
     for number in (len(place), *place):
-        key = _mix(key + torch.tensor(number + 1) * _STEP)
-    return key
+        key = (key + (number + 1) * _STEP) % 2**64
+        for bits, factor in ((30, _FIRST), (27, _SECOND), (31, 1)):
+            key = (key ^ key >> bits) * factor % 2**64
+    return key if key < 2**63 else key - 2**64
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -42,6 +42,14 @@ def test_numbers_of_images_are_those_of_plain_integers() -> None:
         assert normal[row].flatten().tolist() == pytest.approx(expected, abs=2e-6)
 
 
+def test_a_place_is_mixed_number_by_number() -> None:
+    key = 0
+    for number in (2, 7, 2**40):  # how many there are comes first
+        key = splitmix((key + (number + 1) * GOLDEN) % WRAP)
+    image = splitmix((key + 4 * GOLDEN) % WRAP)
+    assert Noise(7, 2**40, ids=torch.tensor([3]))._images.tolist() == [signed(image)]
+
+
 @pytest.mark.parametrize("kind", ["uniform", "normal"])
 @pytest.mark.parametrize("size", [1, 2, 7, 64, 785])
 def test_an_image_has_its_numbers_in_any_batch(kind: str, size: int) -> None:
