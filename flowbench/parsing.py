@@ -114,7 +114,7 @@ COMMON = (
     *("config", "resume", "results", "name", "seed"),
     *("model.transform", "model.blocks", "model.layers", "model.width", "model.patch"),
     *("data.name", "data.root", "data.noise", "data.batch"),
-    *("optim.lr", "optim.ema", "trainer", "seconds", "compile"),
+    *("optim.lr", "optim.ema", "trainer", "seconds", "compile", "capture"),
 )
 """The options that the short help lists."""
 

@@ -76,7 +76,8 @@ def make_trainer(experiment: Experiment) -> Trainer:
         )
     device, world = trainer.strategy.root_device.type, trainer.world_size
     one = not experiment.capture or (device == "cuda" and world == 1)
-    check(one, "capture", f"true on {world} x {device}", "true on one NVIDIA GPU only")
+    valid = f"false here: CUDA graphs need one NVIDIA GPU, not {world} of type {device}"
+    check(one, "capture", experiment.capture, valid)
     half = str(options.get("precision")) in ("16", "16-mixed")  # Lightning would take bf16 instead
     check(not (half and device == "cpu"), "trainer.precision", "16-mixed", "bf16-mixed on a CPU")
     return trainer
