@@ -2,6 +2,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -184,15 +185,14 @@ def test_the_rates_of_a_machine_are_its_best() -> None:
     assert found == {"a": 2.0, "b": 5.0}
 
 
-def test_the_products_of_a_step_are_all_counted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "BATCH", 2)
-    monkeypatch.setattr(training, "MODEL", MODEL)
+def test_the_products_of_a_step_are_all_counted() -> None:
     B, T, D, C, blocks, layers = 2, 16, 49, 16, 3, 2
     linear = T * (D * C + layers * 12 * C * C + C * 2 * D)  # of all T tokens
     attention = layers * 2 * T * T * C
     # Each product has two more in the backward pass, but the images themselves need no gradient.
     expected = 2 * B * (3 * blocks * (linear + attention) - T * D * C)
-    assert training.products(TarFlow) == expected
+    make = partial(TarFlow, training.SHAPE, training.CLASSES, **MODEL)
+    assert training.products(make, B) == expected
 
 
 @pytest.mark.usefixtures("planted")

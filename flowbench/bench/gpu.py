@@ -7,6 +7,7 @@ those times mean nothing.
 """
 
 import argparse
+import math
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from torch import Tensor
 from flowbench.bench.flows import CLASSES, SHAPE, device
 from flowbench.bench.machine import facts, limits
 from flowbench.bench.measure import seconds, spread
-from flowbench.bench.training import step_of, tarflow_step
+from flowbench.bench.training import products, step_of, tarflow_step
 from flowbench.callbacks import Budget, EpochClock, EpochRecord
 from flowbench.checkpoint import AtomicCheckpointIO, read
 from flowbench.config import Data, Evaluate, Experiment, Model
@@ -33,7 +34,7 @@ from flowbench.evaluation import likelihood
 from flowbench.evaluation.density import TEST_NOISE, density
 from flowbench.evaluation.sampling import GPU_BATCH, Sampling, draw
 from flowbench.flow import Flow
-from flowbench.module import FlowModule
+from flowbench.module import FlowModule, build_flow
 from flowbench.seeding import Noise
 from flowbench.terminal import say
 from flowbench.tracking.provenance import provenance
@@ -53,8 +54,8 @@ ROOT = "data"
 BASELINE = "TarFlow's way, compiled"
 COMPILED = ("affine", "rqs-8")
 """Transforms whose steps are compiled too: compiling takes a minute for each."""
-AS_IT_IS, CAPTURED = ", as it is", ", captured"
-"""Endings of the cases that are trained without ``capture`` and with it."""
+AS_IT_IS, CAPTURED, FLOAT32 = ", as it is", ", captured", ", float32"
+"""Endings of the cases that are trained without ``capture``, with it, and without bf16."""
 SEEDS = 4
 TOGETHER = f", {SEEDS} seeds together"
 """Ending of the cases in which several flows are trained as one model."""
@@ -67,7 +68,7 @@ def splines() -> Rows:
     The least is every raw parameter, input and gradient read or written once, at the measured rate
     of copying.
     """
-    rate = limits()["copy"]
+    rates = limits()
     for name in TRANSFORMS[1:]:
         spline = parse(name)
         assert isinstance(spline, Spline)
@@ -86,7 +87,8 @@ def splines() -> Rows:
             for way, times in taken.items():
                 row = {"case": f"{name}, {way}", "setting": f"{dtype}, {SCALARS} scalars"}
                 measured = spread(times)
-                yield {**row, **measured, "share": least / rate / measured["seconds"]}
+                share = least / rates["copy"] / measured["seconds"]
+                yield {**row, **measured, "share": share, **rates}
 
 
 def _plain(spline: Spline) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -107,15 +109,20 @@ def _spline_step(
 def steps() -> Rows:
     """Time a training step in bf16: as it is, captured, compiled, both, and of four seeds.
 
-    ``kernels`` is the time of the step's kernels alone, by torch's profiler: what a step without
+    ``share`` is that of its matrix products, at the measured rate of large ones. ``kernels`` is the time of the step's kernels alone, by torch's profiler: what a step without
     gaps would take. A step in one graph has clipping and AdamW in it too, which no run has: it
     shows what there is left to gain.
     """
+    rates = limits()
     for batch in BATCHES:
         works: dict[str, Callable[[], Any]] = {}
         kernels: dict[str, float | None] = {}
         images, small = _random(batch), batch == BATCHES[0]
         make = partial(step_of, batch=images, bf16=True)
+        counted = {
+            transform: products(partial(build_flow, experiment(transform), SHAPE, CLASSES), batch)
+            for transform in TRANSFORMS
+        }
         for transform in TRANSFORMS:
             own = experiment(transform)
             works[transform + AS_IT_IS] = make(own)
@@ -132,6 +139,7 @@ def steps() -> Rows:
                 works[f"{transform}, compiled"] = make(compiled)
                 works[f"{transform}, compiled{CAPTURED}"] = make(replace(compiled, capture=True))
             for transform in COMPILED:
+                works[transform + FLOAT32] = step_of(experiment(transform), images, bf16=False)
                 works[f"{transform}{TOGETHER}"] = together(transform, batch)
                 if CUDA:
                     works[f"{transform}{TOGETHER}, captured"] = captured(
@@ -139,16 +147,19 @@ def steps() -> Rows:
                     )
         taken = {name: spread(times) for name, times in seconds(works, 20, warmup=3).items()}
         for name, measured in taken.items():
-            row = {"case": name, "setting": f"batch {batch}, bf16", **measured}
+            precision = "float32" if FLOAT32 in name else "bf16"
+            row = {"case": name, "setting": f"batch {batch}, {precision}", **measured}
             flows = SEEDS if TOGETHER in name else 1
             row["images_per_second"] = flows * batch / measured["seconds"]
+            work = flows * counted.get(name.partition(",")[0], math.nan)
+            row["share"] = work / rates[f"matmul_{precision}"] / measured["seconds"]
             row["kernels"] = kernels.get(name)
-            if BASELINE in taken:
+            if BASELINE in taken and precision == "bf16":
                 row["ratio"] = flows * taken[BASELINE]["seconds"] / measured["seconds"]
             affine = taken.get("affine" + name[name.find(",") :])
             if affine:
                 row["to_affine"] = measured["seconds"] / affine["seconds"]
-            yield row
+            yield row | rates
 
 
 def _random(count: int) -> Batch:
@@ -405,9 +416,16 @@ def main(arguments: list[str] | None = None) -> None:
                 continue
             Path(f"{path}.partial").replace(path)
     shown = ["case", "setting", "seconds", "share", "kernels", "ratio", "to_affine", "test/loss"]
+    rates = ["matmul_float32", "matmul_bf16", "copy"]
     for path in sorted(out.glob("*.csv*")):
         table = pd.read_csv(path)
         print(f"\n{path.name}\n{table[[key for key in shown if key in table]].to_string()}")
+        if set(rates) <= set(table):
+            float32, bf16, copied = table[rates].iloc[0] / 1e12
+            print(
+                f"this machine: products of matrices {float32:.3g} TFLOP/s in float32, {bf16:.3g} "
+                f"in bf16; copying {copied:.3g} TB/s"
+            )
 
 
 if __name__ == "__main__":

@@ -75,7 +75,8 @@ def rows(repeats: int) -> Iterator[dict[str, Any]]:
     middle = {name: spread(times)["seconds"] for name, times in taken.items()}
     for name, case in {BASELINE: None, **{case.name: case for case in cases}}.items():
         precision = case.precision if case else "float32"
-        work = products(partial(Flow, transform=case.transform) if case else TarFlow)
+        make = partial(Flow, transform=case.transform) if case else TarFlow
+        work = products(partial(make, SHAPE, CLASSES, **MODEL), BATCH)
         row = {
             "case": name,
             "setting": f"batch {BATCH}",
@@ -160,15 +161,15 @@ def _step(module: FlowModule, flow: nn.Module, loss: Callable[[], Tensor]) -> Ca
     return work
 
 
-def products(make: Callable[..., nn.Module]) -> int:
+def products(make: Callable[[], nn.Module], batch: int) -> int:
     """Count the FLOPs of all matrix products of a step, forward and backward, attention's too.
 
     They are counted on a plain flow without memory: neither kernels of our own nor a compiler hide
     any, nor does precision matter.
     """
     with torch.device("meta"):
-        flow = make(SHAPE, CLASSES, **MODEL)
-        images, y = torch.empty(BATCH, *SHAPE), torch.empty(BATCH, dtype=torch.int64)
+        flow = make()
+        images, y = torch.empty(batch, *SHAPE), torch.empty(batch, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
         prior, logdet = likelihood.objective(*flow(images, y))
         (prior - logdet).backward()
