@@ -109,9 +109,10 @@ def _spline_step(
 def steps() -> Rows:
     """Time a training step in bf16: as it is, captured, compiled, both, and of four seeds.
 
-    ``share`` is that of its matrix products, at the measured rate of large ones. ``kernels`` is the time of the step's kernels alone, by torch's profiler: what a step without
-    gaps would take. A step in one graph has clipping and AdamW in it too, which no run has: it
-    shows what there is left to gain.
+    ``share`` is that of its matrix products, at the measured rate of large ones. ``kernels`` is the
+    time of the step's kernels alone, by torch's profiler: what a step without gaps would take. A
+    step in one graph has clipping and AdamW in it too, which no run has: it shows what there is
+    left to gain.
     """
     rates = limits()
     for batch in BATCHES:
