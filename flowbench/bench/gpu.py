@@ -7,7 +7,6 @@ those times mean nothing.
 """
 
 import argparse
-import math
 import subprocess
 import sys
 import time
@@ -116,51 +115,71 @@ def steps() -> Rows:
     """
     rates = limits()
     for batch in BATCHES:
-        works: dict[str, Callable[[], Any]] = {}
-        kernels: dict[str, float | None] = {}
         images, small = _random(batch), batch == BATCHES[0]
-        make = partial(step_of, batch=images, bf16=True)
-        counted = {
-            transform: products(partial(build_flow, experiment(transform), SHAPE, CLASSES), batch)
-            for transform in TRANSFORMS
-        }
-        for transform in TRANSFORMS:
-            own = experiment(transform)
+        affine = experiment("affine")
+        always = {"affine" + AS_IT_IS: step_of(affine, images, bf16=True)}
+        if CUDA:
+            always["affine" + CAPTURED] = step_of(replace(affine, capture=True), images, bf16=True)
+        if small:
+            always[BASELINE] = tarflow_step(replace(affine, compile=CUDA), images, bf16=True)
+        told: set[str] = set()
+        for group in _groups(images, small):
+            works = always | group
+            taken = {name: spread(times) for name, times in seconds(works, 20, warmup=3).items()}
+            for name in [name for name in taken if name not in told]:
+                kernels = _kernel_seconds(works[name]) if name.endswith(AS_IT_IS) else None
+                yield _row(name, batch, taken, rates) | {"kernels": kernels} | rates
+            told.update(taken)
+            del works, group  # their graphs keep memory
+
+
+def _groups(images: Batch, small: bool) -> Iterator[dict[str, Callable[[], None]]]:
+    """Make the steps that take turns with the baseline: in groups, as a card's memory is small."""
+    make = partial(step_of, batch=images, bf16=True)
+    for transform in TRANSFORMS:
+        own = experiment(transform)
+        works: dict[str, Callable[[], None]] = {}
+        if transform != "affine":  # whose steps take turns with all
             works[transform + AS_IT_IS] = make(own)
-            kernels[transform + AS_IT_IS] = _kernel_seconds(works[transform + AS_IT_IS])
             if CUDA:
                 works[transform + CAPTURED] = make(replace(own, capture=True))
-            if CUDA and small:
-                works[f"{transform}, in one graph"] = captured(make(own))
-        if small:
-            plain = replace(experiment("affine"), compile=CUDA)
-            works[BASELINE] = tarflow_step(plain, images, bf16=True)
-            for transform in COMPILED if CUDA else ():
-                compiled = replace(experiment(transform), compile=True)
+        if small and CUDA:
+            works[f"{transform}, in one graph"] = captured(make(own))
+        if small and transform in COMPILED:
+            works[transform + FLOAT32] = make(own, bf16=False)
+            if CUDA:
+                compiled = replace(own, compile=True)
                 works[f"{transform}, compiled"] = make(compiled)
                 works[f"{transform}, compiled{CAPTURED}"] = make(replace(compiled, capture=True))
-            for transform in COMPILED:
-                works[transform + FLOAT32] = step_of(experiment(transform), images, bf16=False)
-                works[f"{transform}{TOGETHER}"] = together(transform, batch)
-                if CUDA:
-                    works[f"{transform}{TOGETHER}, captured"] = captured(
-                        together(transform, batch, capturable=True)
-                    )
-        taken = {name: spread(times) for name, times in seconds(works, 20, warmup=3).items()}
-        for name, measured in taken.items():
-            precision = "float32" if FLOAT32 in name else "bf16"
-            row = {"case": name, "setting": f"batch {batch}, {precision}", **measured}
-            flows = SEEDS if TOGETHER in name else 1
-            row["images_per_second"] = flows * batch / measured["seconds"]
-            work = flows * counted.get(name.partition(",")[0], math.nan)
-            row["share"] = work / rates[f"matmul_{precision}"] / measured["seconds"]
-            row["kernels"] = kernels.get(name)
-            if BASELINE in taken and precision == "bf16":
-                row["ratio"] = flows * taken[BASELINE]["seconds"] / measured["seconds"]
-            affine = taken.get("affine" + name[name.find(",") :])
-            if affine:
-                row["to_affine"] = measured["seconds"] / affine["seconds"]
-            yield row | rates
+        yield works
+    for transform in COMPILED if small else ():
+        count = len(images.ids)
+        works = {transform + TOGETHER: together(transform, count)}
+        if CUDA:
+            replayed = captured(together(transform, count, capturable=True))
+            works[f"{transform}{TOGETHER}, captured"] = replayed
+        yield works
+
+
+def _row(
+    name: str, batch: int, taken: dict[str, dict[str, float]], rates: dict[str, float]
+) -> dict[str, Any]:
+    """What is said of a step, given the times of those that it took turns with."""
+    transform, flows = name.partition(",")[0], SEEDS if TOGETHER in name else 1
+    precision = "float32" if FLOAT32 in name else "bf16"
+    measured = taken[name]
+    row = {"case": name, "setting": f"batch {batch}, {precision}", **measured}
+    row["images_per_second"] = flows * batch / measured["seconds"]
+    if name != BASELINE:
+        make = partial(build_flow, experiment(transform), SHAPE, CLASSES)
+        least = flows * products(make, batch) / rates[f"matmul_{precision}"]
+        row["share"] = least / measured["seconds"]
+    if BASELINE in taken and precision == "bf16":
+        row["ratio"] = flows * taken[BASELINE]["seconds"] / measured["seconds"]
+    affine = taken.get("affine" + name.removeprefix(transform))
+    if affine:
+        row["to_affine"] = measured["seconds"] / affine["seconds"]
+    return row
 
 
 def _random(count: int) -> Batch:
