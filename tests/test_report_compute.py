@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from flowbench.report.compute_tables import budgets
 from flowbench.report.document import Table, markdown
 from flowbench.report.figures.compute import COMPUTE
 from flowbench.report.files import Recorded, Study, complete
+from flowbench.report.overview import _foretold
 from flowbench.report.page import answer
 from flowbench.schema import BLOCKS, BUDGET, LAYERS, SEED, TRAIN_IMAGES, TRANSFORM, WIDTH
 
@@ -184,16 +185,40 @@ def test_runs_without_budgets_have_no_curves() -> None:
     assert laws.budgets(table.assign(**{BUDGET: "None"})).isna().all()
 
 
-def recorded(gap: float) -> Analysis:
-    """Runs as a report reads them, with everything else that it wants."""
+def recorded(gap: float, flops: Sequence[float] = BUDGETS, **changes: object) -> Analysis:
+    """Runs of some budgets as a report reads them, with everything else that it wants."""
     table = with_affine(gap)
+    table = table[table[BUDGET].isin(flops)].reset_index(drop=True)
     own = sweep([("rqs-8", 2, 2)], lambda *_: 2.0, seeds=1).runs.iloc[[0]]
     rest = own.drop(columns=[name for name in own if name in table])
     every = table.merge(rest, how="cross").assign(**{"test/bpd": table[METRIC]})
+    every = every.assign(**changes)
     history = pd.DataFrame(columns=["run_id", "epoch"])
     made = complete(Recorded(every, history, {}))
     made.evaluation["patches"] = patches(table)
     return Analysis(Study("scaling/quick", "How?", "So.", "make"), made)
+
+
+def foretold(*studies: Analysis) -> list[list[str]]:
+    """The rows of what the laws of some studies foresee for others."""
+    return [row for part in _foretold(studies) if isinstance(part, Table) for row in part.rows]
+
+
+def test_a_studys_law_is_tried_at_the_budgets_of_a_larger_study() -> None:
+    small, large = recorded(0.4, BUDGETS[:-1]), recorded(0.4, BUDGETS[-1:])
+    rows = foretold(large, small)
+    assert [row[2:4] for row in rows] == [
+        ["RQS K=8", "1.6e12"],
+        ["softaffine", "1.6e12"],
+    ]
+    for row in rows:
+        foreseen, trained = (float(cell.split()[0]) for cell in row[4:])
+        assert foreseen == pytest.approx(trained, abs=0.02)
+    later = recorded(0.4, BUDGETS[-1:], **{"capture": "False"})
+    assert foretold(small, later) == rows  # an option that the earlier study could not have
+    assert not foretold(small, recorded(0.4, BUDGETS[-1:], **{"optim.lr": 1.0}))
+    few = foretold(recorded(0.4, BUDGETS[:3]), large)
+    assert {row[4] for row in few} == {"not determined: 3 different values, where 4 are needed"}
 
 
 @pytest.mark.parametrize(("gap", "verdict"), [(0.4, "supported"), (-0.4, "contradicted")])

@@ -259,7 +259,7 @@ def frontier(found: Sequence[Curve]) -> list[Fit]:
     for transform in dict.fromkeys(one.transform for one in found):
         own = [one for one in found if one.transform == transform]
         best = [one.leading.assign(x=one.flops) for one in own]
-        fits.append(laws.fit(transform, "frontier", pd.concat(best)))
+        fits.append(laws.fit(transform, laws.FRONTIER, pd.concat(best)))
     return fits
 
 

@@ -32,12 +32,13 @@ WIDEST = 10.0
 SPAN = 2.0
 """Ratio of the greatest to the least x below which nothing was scaled."""
 CHANCE = 0.05
+FRONTIER = "frontier"
 QUANTITIES = {
     BLOCKS: "Blocks",
     LAYERS: "Layers per block",
     "parameters": "Parameters",
     "compute": "Training FLOPs",
-    "frontier": "Training FLOPs, each at its best size",
+    FRONTIER: "Training FLOPs, each at its best size",
 }
 """What the loss is fitted against, and the name of the axis."""
 MODEL = "model."
@@ -58,10 +59,10 @@ class Law:
 
 @dataclass(frozen=True)
 class Forecast:
-    """The loss at the largest x, which a law that was fitted without its runs foresees.
+    """The loss at an x, which a law that was fitted to runs at smaller ones foresees.
 
     Attributes:
-        x: The largest x.
+        x: The x.
         foreseen: The law's loss there, with its 95 % interval over resampled seeds.
         trained: The mean loss of the runs there, with its t interval over seeds.
     """
@@ -115,9 +116,24 @@ def forecast(one: Fit) -> Forecast | None:
     law = fit(one.transform, one.quantity, one.points[~there])
     if law.law is None:
         return None
-    low, high = law.band(np.array([x]))
-    foreseen = Interval(float(law.law.at(np.array(x))), float(low[0]), float(high[0]), law.seeds)
-    return Forecast(x, foreseen, interval(one.points[there].groupby(SEED)["loss"].mean()))
+    return beyond(law, one.points[there])[0]
+
+
+def beyond(one: Fit, trained: pd.DataFrame) -> list[Forecast]:
+    """Foresee the loss at every larger x than those that a determined law was fitted to.
+
+    Args:
+        one: The law.
+        trained: Other runs: x, seed and loss.
+    """
+    assert one.law is not None
+    found = []
+    for x, own in trained[trained["x"] > one.points["x"].max()].groupby("x"):
+        at = np.array([x], dtype=float)
+        mean, low, high = (float(values[0]) for values in (one.law.at(at), *one.band(at)))
+        losses = interval(own.groupby(SEED)["loss"].mean())
+        found.append(Forecast(at.item(), Interval(mean, low, high, one.seeds), losses))
+    return found
 
 
 def fits(

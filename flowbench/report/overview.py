@@ -1,22 +1,33 @@
 """The page over all studies of a results directory, and several studies side by side."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import permutations
 from pathlib import Path
 
 import pandas as pd
 
 from flowbench import schema
 from flowbench.errors import UsageError
-from flowbench.report import document, files, tables
+from flowbench.report import document, files, laws, tables
 from flowbench.report.analysis import Analysis, analyses
 from flowbench.report.claims import Claim, Verdict, judged
 from flowbench.report.document import Block, Heading, Markdown, Paragraph, Picture, Table, link
 from flowbench.report.figures import style
 from flowbench.report.figures.spline import CAPTION, spline
+from flowbench.report.laws import FRONTIER, Fit
 from flowbench.report.page import SPLINE
-from flowbench.report.runs import Configuration, configurations
+from flowbench.report.runs import Configuration, configurations, varied
 from flowbench.report.stats import over_seeds
-from flowbench.report.text import AFFINE, MISSING, configuration, label, number, ordered
+from flowbench.report.text import (
+    AFFINE,
+    MISSING,
+    confidence,
+    configuration,
+    flops,
+    label,
+    number,
+    ordered,
+)
 from flowbench.schema import SECONDS, TRANSFORM
 
 CLOSE = 0.02
@@ -311,8 +322,48 @@ def _together(found: Sequence[Analysis]) -> Iterator[Block]:
         if not one.untrained:
             yield Heading(f"Results of {_name(one)}")
             yield tables.summary(one)
+    yield from _foretold(found)
     yield Heading("All configurations")
     yield _pooled(found)
+
+
+def _foretold(found: Sequence[Analysis]) -> Iterator[Block]:
+    """Make the table of what one study's laws foresee at the larger budgets of another."""
+    rows = []
+    for one, other in permutations(found, 2):
+        for fit, points in _continued(one, other):
+            head = [_name(one), _name(other), label(fit.transform)]
+            if fit.law is None:
+                rows.append([*head, MISSING, f"not determined: {fit.why}", MISSING])
+                continue
+            for each in laws.beyond(fit, points):
+                both = (confidence(loss, "", sign="-") for loss in (each.foreseen, each.trained))
+                rows.append([*head, flops(each.x), *both])
+    if not rows:
+        return
+    yield Heading("Foreseen by one study, trained in another")
+    header = ["law of", "trained in", "transform", "FLOPs", f"foreseen ({found[0].quality.unit})"]
+    yield Table([*header, "trained"], rows, words=4)
+    yield Paragraph(
+        "The law of the loss at the best trained size of every budget of training FLOPs, with its "
+        "95 % interval over resampled seeds, at the larger budgets of a study that differs from it "
+        "in nothing but budgets, sizes and seeds; and what was trained there, with the t interval "
+        "over seeds."
+    )
+
+
+def _continued(one: Analysis, other: Analysis) -> Iterator[tuple[Fit, pd.DataFrame]]:
+    """Find the laws along budgets of one study that another has points of."""
+    # An option that one of them does not have came later.
+    differing = varied(pd.concat([one.runs, other.runs], join="inner", ignore_index=True))
+    if any(name != schema.BUDGET and not name.startswith(laws.MODEL) for name in differing):
+        return
+    points = {fit.transform: fit.points for fit in other.fits if fit.quantity == FRONTIER}
+    for fit in one.fits:
+        if fit.quantity == FRONTIER and fit.transform in points:
+            own = points[fit.transform]
+            if own["x"].max() > fit.points["x"].max():
+                yield fit, own
 
 
 def _pooled(found: Sequence[Analysis]) -> Table:
