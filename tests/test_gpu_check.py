@@ -101,7 +101,7 @@ def once(works: dict[str, Callable[[], object]], *_: int, **__: int) -> dict[str
 def test_a_gpus_cases_are_measured_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "CUDA", True)
     monkeypatch.setattr(gpu, "_kernel_seconds", lambda work: work())
-    monkeypatch.setattr(gpu, "captured", lambda work: work)
+    monkeypatch.setattr(gpu, "Replayed", lambda work: work)
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", lambda module, _: module)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)
     monkeypatch.setattr(gpu, "seconds", once)

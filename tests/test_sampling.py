@@ -1,9 +1,10 @@
 """Drawing: a seed's images are the same however they are drawn, and what is told when they fail."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from plain_flow import wake
 from scipy import stats
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flowbench.decoding import Decoding, Guidance
 from flowbench.errors import Diverged, UsageError
@@ -127,7 +129,65 @@ def test_a_seed_means_the_same_images_whatever_the_batch(how: Sampling) -> None:
 def test_a_seed_means_the_same_images_on_a_gpu(how: Sampling) -> None:
     flow, y = flow_of(), torch.arange(10) % 4 - 1
     expected = draw(flow, y, how)
-    torch.testing.assert_close(draw(flow.cuda(), y, how), expected, rtol=1e-3, atol=1e-3)
+    for batch in (None, 1):  # one of ten, or ten that replay the first
+        found = draw(flow.cuda(), y, how, batch)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+class Standin:
+    """Calls a function with inputs that stay the same tensors, and fills the same outputs."""
+
+    made: ClassVar[list["Standin"]] = []
+
+    def __init__(self, function: Callable[..., list[Tensor]], *inputs: Tensor) -> None:
+        self.function, self.inputs = function, [own.clone() for own in inputs]
+        self.outputs = [own.clone() for own in function(*self.inputs)]
+        self.calls = 0
+        self.made.append(self)
+
+    def __call__(self, *given: Tensor) -> list[Tensor]:
+        self.calls += 1
+        for own, new in zip(self.inputs, given, strict=True):
+            assert own.shape == new.shape
+            own.copy_(new)
+        for own, new in zip(self.outputs, self.function(*self.inputs), strict=True):
+            own.copy_(new)
+        return self.outputs
+
+
+@pytest.mark.parametrize(("images", "replays"), [(17, 8), (16, 8), (15, 0)])
+def test_many_batches_of_one_size_replay_the_first(
+    images: int, replays: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flow, y = flow_of(), torch.arange(images) % 4 - 1
+    expected = draw(flow, y, PLAIN, 2), trajectory(flow, y, PLAIN, 2)
+    monkeypatch.setattr(module, "_replayable", lambda *_: True)
+    monkeypatch.setattr(module, "Replayed", Standin)
+    monkeypatch.setattr(Standin, "made", [])
+    found = draw(flow, y, PLAIN, 2), trajectory(flow, y, PLAIN, 2)
+    assert [own.calls for own in Standin.made] == ([replays] * 2 if replays else [])
+    assert all(own.equal(known) for own, known in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("transform", "how", "replayable"),
+    [
+        ("rqs-4", PLAIN, True),
+        ("affine", replace(PLAIN, guidance=Guidance(0.0)), True),
+        ("affine", replace(PLAIN, guidance=GUIDED), False),
+        ("affine", replace(PLAIN, decoding=Decoding(2)), False),
+        ("mol-4", PLAIN, False),  # its inverse searches as long as it has to
+    ],
+)
+def test_what_asks_the_host_on_the_way_is_not_replayed(
+    transform: str, how: Sampling, replayable: bool
+) -> None:
+    flow = Flow((1, 4, 4), 4, transform=transform, blocks=1, layers=1, width=8)
+    mode = FakeTensorMode()
+    assert not module._replayable(flow, how)
+    with mode:
+        flow._apply(lambda weight: mode.from_tensor(weight).to("cuda"))
+    assert module._replayable(flow, how) == replayable
 
 
 def test_drawing_is_inverting_the_noise() -> None:
@@ -307,10 +367,10 @@ def test_a_grid_has_margins_of_white() -> None:
 def test_a_batch_by_default_is_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
 
-    def recorded(_: Flow, z: Tensor, *__: Any) -> Tensor:
+    def recorded(flow: Flow, _: Sampling, z: Tensor, __: Tensor) -> list[Tensor]:
         sizes.append(len(z))
-        return z.view(1, len(z), *SHAPE)
+        return [z.view(-1, *SHAPE)] * (len(flow.blocks) + 1)
 
-    monkeypatch.setattr(module, "_stages", recorded)
+    monkeypatch.setattr(module, "_decode", recorded)
     draw(flow_of(), torch.zeros(module.CPU_BATCH + 5, dtype=torch.int64), PLAIN)
     assert sizes == [module.CPU_BATCH, 5]

@@ -25,6 +25,7 @@ from flowbench.bench.machine import facts, limits
 from flowbench.bench.measure import seconds, spread
 from flowbench.bench.training import products, step_of, tarflow_step
 from flowbench.callbacks import Budget, EpochClock, EpochRecord
+from flowbench.capture import Replayed
 from flowbench.checkpoint import AtomicCheckpointIO, read
 from flowbench.config import Data, Evaluate, Experiment, Model
 from flowbench.data import Batch
@@ -144,7 +145,7 @@ def _groups(images: Batch, small: bool) -> Iterator[dict[str, Callable[[], None]
             if CUDA:
                 works[transform + CAPTURED] = make(replace(own, capture=True))
         if small and CUDA:
-            works[f"{transform}, in one graph"] = captured(make(own))
+            works[f"{transform}, in one graph"] = Replayed(make(own))
         if small and transform in TWO:
             works[transform + FLOAT32] = make(own, bf16=False)
             if CUDA:
@@ -157,7 +158,7 @@ def _groups(images: Batch, small: bool) -> Iterator[dict[str, Callable[[], None]
         count = len(images.ids)
         works = {transform + TOGETHER: together(transform, count)}
         if CUDA:
-            replayed = captured(together(transform, count, capturable=True))
+            replayed = Replayed(together(transform, count, capturable=True))
             works[f"{transform}{TOGETHER}, captured"] = replayed
         yield works
 
@@ -243,20 +244,6 @@ def together(transform: str, batch: int, capturable: bool = False) -> Callable[[
     return work
 
 
-def captured(work: Callable[[], object]) -> Callable[[], None]:
-    """Capture a step as a CUDA graph; calling the result replays it."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            work()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay
-
-
 def _kernel_seconds(work: Callable[[], None]) -> float | None:
     """Add up the times of a step's kernels; None without a GPU."""
     work()
@@ -272,7 +259,7 @@ def _kernel_seconds(work: Callable[[], None]) -> float | None:
 def samples() -> Rows:
     """Time the drawing of images, networks in float32 and in bf16; and a batch as one graph.
 
-    No sampling replays a graph: it shows what there is left to gain.
+    So few batches are not replayed; ``draw`` does that with many of one size.
     """
     for transform in TWO:
         flow = FlowModule(experiment(transform), SHAPE, CLASSES).to(device()).eval().flow
@@ -290,7 +277,7 @@ def samples() -> Rows:
         z = torch.randn(GPU_BATCH, flow.tokens, flow.features, device=device())
         as_it_is = partial(flow.inverse, z, y)
         works: dict[str, Callable[[], object]] = {"as it is": as_it_is}
-        works["in one graph"] = captured(as_it_is)
+        works["in one graph"] = Replayed(as_it_is)
         for way, times in seconds(works, 5, warmup=1).items():
             case = {"case": f"{transform}, {way}", "setting": f"{GPU_BATCH} images"}
             yield {**case, **spread(times)}

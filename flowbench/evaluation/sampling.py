@@ -1,24 +1,32 @@
 """Images drawn from a flow: the same for a seed, whatever the batch and the device."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from flowbench.capture import Replayed
 from flowbench.decoding import SEQUENTIAL, Decoding, Guidance
 from flowbench.errors import Diverged, UsageError
 from flowbench.flow import Flow
 from flowbench.seeding import Noise
 from flowbench.terminal import tracked
+from flowbench.transforms.root import counting
 
 UNLABELLED_COLUMNS = 10
 CPU_BATCH = 128
 GPU_BATCH = 2048
 DENOISED_TOGETHER = 64
+MANY = 8
+"""Batches of one size from which on a GPU replays the first one's kernels as a graph, whose making
+takes as long as several batches."""
+Decode = Callable[[Tensor, Tensor], list[Tensor]]
 Array = np.ndarray[Any, Any]
 
 
@@ -188,13 +196,41 @@ def _batches(
             "guidance of a flow without classes needs an attention temperature other than 1"
         )
     parts = y.split(batch or fitting(flow))
+    plain: Decode = partial(_decode, flow, sampling)
+    replayed, size = None, len(parts[0])
+    many = sum(len(part) == size for part in parts) >= MANY and _replayable(flow, sampling)
     first = 0
     for part in tracked(parts, "samples"):
-        z = noise(flow, len(part), sampling, first)
+        z, labels = noise(flow, len(part), sampling, first).to(weight), part.to(weight.device)
         first += len(part)
-        with torch.autocast(weight.device.type, torch.bfloat16, enabled=sampling.bf16):
-            stages = _stages(flow, z.to(weight), part.to(weight.device), sampling, broken)
-        yield stages.float().cpu()
+        if many and not replayed:
+            replayed = Replayed(plain, z, labels)
+        stages = (replayed if replayed and len(part) == size else plain)(z, labels)
+        with _precision(flow, sampling):
+            finished = _finished(flow, stages, labels, sampling, broken)
+        yield finished.float().cpu()
+
+
+def _replayable(flow: Flow, sampling: Sampling) -> bool:
+    """Whether a GPU can draw images without asking the host on the way."""
+    guided = sampling.guidance is not None and sampling.guidance.scale > 0
+    block = flow.blocks[0]
+    if block.network.pos_embed.device.type != "cuda" or guided or sampling.decoding.segment != 1:
+        return False
+    with counting() as searches:
+        block.transform.inverse(torch.zeros(1), torch.zeros(1, block.transform.num_params))
+    return not searches
+
+
+def _precision(flow: Flow, sampling: Sampling) -> AbstractContextManager[object]:
+    device = flow.blocks[0].network.pos_embed.device.type
+    return torch.autocast(device, torch.bfloat16, enabled=sampling.bf16)
+
+
+def _decode(flow: Flow, sampling: Sampling, z: Tensor, y: Tensor) -> list[Tensor]:
+    """Turn noise into images, and keep what every block leaves; each ``[B, C, H, W]``."""
+    with _precision(flow, sampling):
+        return [stage.x for stage in flow.decode(z, y, sampling.guidance, sampling.decoding)]
 
 
 def fitting(flow: Flow) -> int:
@@ -210,12 +246,15 @@ def fitting(flow: Flow) -> int:
     return max(1, min(GPU_BATCH, free // 4 // image))
 
 
-def _stages(
-    flow: Flow, z: Tensor, y: Tensor, sampling: Sampling, broken: Literal["raise", "keep"]
+def _finished(
+    flow: Flow,
+    decoded: list[Tensor],
+    y: Tensor,
+    sampling: Sampling,
+    broken: Literal["raise", "keep"],
 ) -> Tensor:
-    """Turn noise into images and make sure that they are; ``[blocks + 1, B, C, H, W]``."""
-    blocks = len(flow.blocks)
-    stages = [stage.x for stage in flow.decode(z, y, sampling.guidance, sampling.decoding)]
+    """Denoise images if that is asked for, and make sure that they are; ``[blocks + 1, B, …]``."""
+    blocks, stages = len(flow.blocks), list(decoded)
     numbered = (f"block {i} of {blocks} (numbered from the data)" for i in reversed(range(blocks)))
     places = ["the noise", *numbered]
     if sampling.denoise_std:
@@ -227,7 +266,7 @@ def _stages(
     elif lost.any():
         place = places[int(lost.any(1).nonzero()[0])]
         count = int(lost.any(0).sum())
-        raise Diverged(f"{count} of {len(z)} samples are not finite, first in {place}")
+        raise Diverged(f"{count} of {len(y)} samples are not finite, first in {place}")
     return torch.stack([*stages[:blocks], stages[-1]])
 
 
