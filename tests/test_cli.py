@@ -25,6 +25,7 @@ from plain_flow import wake
 
 from flowbench.__main__ import COMMANDS, main
 from flowbench.evaluation.sampling import Sampling, draw_classes
+from flowbench.experiment import run
 from flowbench.module import FlowModule, build_flow
 from flowbench.parsing import build
 from flowbench.study import read
@@ -594,12 +595,11 @@ def test_two_processes_make_one_run_that_can_be_stopped(tmp_path: Path) -> None:
     assert [point.step for point in recorded] == list(range(1, 13))
 
     alone = {**options, "trainer__devices": 1, "trainer__strategy": "auto", "data__batch": 300}
-    assert Command("train", *tiny.arguments(whole, **alone)).end() == 0
-    (single,) = set(tiny.runs(Store(whole))) - {run_id}
+    single = run(tiny.experiment(**alone), Store(whole)).run_id
     for measured in ("train/loss", "val/loss"):
         ours, theirs = (
-            [point.value for point in Store(whole).client.get_metric_history(run, measured)]
-            for run in (run_id, single)
+            [point.value for point in Store(whole).client.get_metric_history(own, measured)]
+            for own in (run_id, single)
         )
         assert ours == pytest.approx(theirs, rel=1e-3)
 
