@@ -1,13 +1,15 @@
 """The size of a flow, from its configuration alone."""
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import tiny
 import torch
 
 from flowbench import size
-from flowbench.config import Data
+from flowbench.config import Data, Experiment, Model
 from flowbench.data import load
 from flowbench.errors import UsageError
 from flowbench.module import build_flow
@@ -85,3 +87,21 @@ def test_the_flops_of_a_training_are_known_before_the_data_are_read() -> None:
 @pytest.mark.parametrize("name", ["mnist-5k", "digits-on-photos", "photo-crops"])
 def test_as_many_training_images_are_counted_as_there_are(name: str) -> None:
     assert size.TRAINING_IMAGES[name] == len(load(Data(name)).train)
+
+
+README = Path(__file__).parents[1] / "README.md"
+ROW = re.compile(r"^\| (\d+) × (\d+) × (\d+) \| ([\d.]+) million \|(.*)\|$", re.MULTILINE)
+
+
+def test_the_readmes_table_of_memory_is_what_is_estimated() -> None:
+    rows = ROW.findall(README.read_text(encoding="utf-8"))
+    assert len(rows) == 4
+    for blocks, layers, width, millions, cells in rows:
+        model = Model("rqs-8", int(blocks), int(layers), int(width))
+        assert f"{size.parameters(model, SHAPE, 10) / 1e6:.1f}" == millions
+        expected = [
+            size.memory(Experiment(model=model, data=data, recompute=again), SHAPE, 10) / 2**30
+            for data in (Data("mnist", batch=256), Data("mnist", batch=2048))
+            for again in (False, True)
+        ]
+        assert [cell.split()[0] for cell in cells.split("|")] == [f"{gib:.1f}" for gib in expected]
