@@ -316,7 +316,6 @@ class Experiment:
         check(budget, "seconds", self.seconds, "a number above 0, or null")
         budget = self.flops is None or 0 < self.flops < math.inf
         check(budget, "flops", self.flops, "a number above 0, or null")
-
         if self.capture:
             # Graphs have fixed inputs and outputs, whose memory every step uses again.
             steps = self.trainer.get("accumulate_grad_batches", 1)
@@ -324,6 +323,7 @@ class Experiment:
             weight = self.optim.norm_penalty
             check(weight == 0, "optim.norm_penalty", weight, "0 with capture")
             check(not self.recompute, "recompute", self.recompute, "false with capture")
+
         for part in self.name.split("/"):  # a study's name ends with its scale: bins/quick
             check_name("name", part)
         for key, value in flat(asdict(self)).items():

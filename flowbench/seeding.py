@@ -45,7 +45,7 @@ class Noise:
     def normal(self, *shape: int) -> Tensor:
         """Return numbers of a standard normal, by Box and Muller; float32 ``[B, *shape]``.
 
-        None is beyond 6.8.
+        No number is beyond ±6.8.
         """
         size = math.prod(shape)
         words = self._words(size)

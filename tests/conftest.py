@@ -21,7 +21,7 @@ torch.set_num_threads(1)  # for fixtures of modules too, which come before those
 
 @pytest.fixture(autouse=True)
 def _reproducible() -> Iterator[None]:
-    # Without a GPU torch would note for each, at length, where a seed for one comes from.
+    # torch.manual_seed also notes where it was called, for every kind of GPU that is not there.
     (torch if torch.cuda.is_available() else torch.default_generator).manual_seed(0)
     torch.set_num_threads(1)
     dtype = torch.get_default_dtype()

@@ -43,7 +43,7 @@ def wait_until(
 
 @pytest.fixture
 def tracking(runs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The address of an MLflow server with a PostgreSQL behind it; MLFLOW_TRACKING_URI is set."""
+    """The address of an MLflow server that keeps its runs in PostgreSQL; the environment has it."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}"]

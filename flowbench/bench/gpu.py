@@ -12,7 +12,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,8 @@ TWO = ("affine", "rqs-8")
 """Transforms whose flows are measured in more ways."""
 AS_IT_IS, CAPTURED, FLOAT32 = ", as it is", ", captured", ", float32"
 """Endings of the cases that are trained without ``capture``, with it, and without bf16."""
+WHOLE = ", in one graph"
+"""Ending of the cases whose whole step, clipping and AdamW too, is one CUDA graph."""
 SEEDS = 4
 TOGETHER = f", {SEEDS} seeds together"
 """Ending of the cases in which several flows are trained as one model."""
@@ -123,14 +126,12 @@ def steps() -> Rows:
             always["affine" + CAPTURED] = step_of(replace(affine, capture=True), images, bf16=True)
         if small:
             always[BASELINE] = tarflow_step(replace(affine, compile=CUDA), images, bf16=True)
-        told: set[str] = set()
-        for group in _groups(images, small):
+        for group in chain([always], _groups(images, small)):
             works = always | group
             taken = {name: spread(times) for name, times in seconds(works, 20, warmup=3).items()}
-            for name in [name for name in taken if name not in told]:
+            for name in group:
                 kernels = _kernel_seconds(works[name]) if name.endswith(AS_IT_IS) else None
                 yield _row(name, batch, taken, rates) | {"kernels": kernels} | rates
-            told.update(taken)
             del works, group  # their graphs keep memory
 
 
@@ -145,7 +146,7 @@ def _groups(images: Batch, small: bool) -> Iterator[dict[str, Callable[[], None]
             if CUDA:
                 works[transform + CAPTURED] = make(replace(own, capture=True))
         if small and CUDA:
-            works[f"{transform}, in one graph"] = Replayed(make(own))
+            works[transform + WHOLE] = Replayed(make(own))
         if small and transform in TWO:
             works[transform + FLOAT32] = make(own, bf16=False)
             if CUDA:
@@ -153,13 +154,14 @@ def _groups(images: Batch, small: bool) -> Iterator[dict[str, Callable[[], None]
                 if transform == "affine":  # compiling takes a minute each time
                     works[f"{transform}, compiled"] = make(compiled)
                 works[f"{transform}, compiled{CAPTURED}"] = make(replace(compiled, capture=True))
-        yield works
+        if works:
+            yield works
     for transform in TWO if small else ():
         count = len(images.ids)
         works = {transform + TOGETHER: together(transform, count)}
         if CUDA:
             replayed = Replayed(together(transform, count, capturable=True))
-            works[f"{transform}{TOGETHER}, captured"] = replayed
+            works[transform + TOGETHER + WHOLE] = replayed
         yield works
 
 
@@ -173,8 +175,7 @@ def _row(
     row = {"case": name, "setting": f"batch {batch}, {precision}", **measured}
     row["images_per_second"] = flows * batch / measured["seconds"]
     if name != BASELINE:
-        make = partial(build_flow, experiment(transform), SHAPE, CLASSES)
-        least = flows * products(make, batch) / rates[f"matmul_{precision}"]
+        least = flows * _products(transform, batch) / rates[f"matmul_{precision}"]
         row["share"] = least / measured["seconds"]
     if BASELINE in taken and precision == "bf16":
         row["ratio"] = flows * taken[BASELINE]["seconds"] / measured["seconds"]
@@ -182,6 +183,11 @@ def _row(
     if affine:
         row["to_affine"] = measured["seconds"] / affine["seconds"]
     return row
+
+
+@cache
+def _products(transform: str, batch: int) -> int:
+    return products(partial(build_flow, experiment(transform), SHAPE, CLASSES), batch)
 
 
 def _random(count: int) -> Batch:
