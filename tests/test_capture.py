@@ -45,10 +45,9 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 
 def batch_of(count: int, device: str = "cpu") -> Batch:
-    numbers = torch.arange(count)
     random = torch.Generator().manual_seed(count)
     pixels = torch.randint(256, (count, *SHAPE), dtype=torch.uint8, generator=random)
-    return Batch(*(part.to(device) for part in (pixels, numbers % 10, numbers)))
+    return tiny.batch(pixels.to(device))
 
 
 def trained(

@@ -8,7 +8,6 @@ import tiny
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from flowbench.data import Batch
 from flowbench.decoding import Guidance
 from flowbench.evaluation.sampling import Sampling, noise
 from flowbench.flow import STARTS, Flow
@@ -18,27 +17,23 @@ TRANSFORMS = ["affine", "softaffine", "rqs-8", "srqs-8", "cubic-4", "mol-4", "af
 GUIDED = Guidance(2.0, "linear", temperature=1.5)
 
 
-def batch_on(device: str) -> Batch:
-    ids = torch.arange(8, device=device)
-    return Batch(torch.zeros(8, 1, 28, 28, dtype=torch.uint8, device=device), ids % 10, ids)
-
-
 @pytest.mark.parametrize("noise", ["uniform", "gaussian"])
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_a_step_and_a_validation_read_no_value(transform: str, noise: str) -> None:
     options = {"optim__label_dropout": 0.1, "data__flip": True, "optim__norm_penalty": 0.1}
     chosen = tiny.experiment(model__transform=transform, data__noise=noise, **options)
     module = FlowModule(chosen, (1, 28, 28), 10).to("meta")
+    batch = tiny.batch(torch.zeros(8, 1, 28, 28, dtype=torch.uint8, device="meta"))
     adam = torch.optim.AdamW(module.parameters())
     for number in range(2):
         adam.zero_grad()
-        module.training_step(batch_on("meta"), number).backward()
+        module.training_step(batch, number).backward()
         module.configure_gradient_clipping(adam)
         del adam.found_inf  # type: ignore[attr-defined]  # the fused optimiser's, for real devices
         adam.step()
     module.on_validation_epoch_start()
     with torch.no_grad():
-        module.validation_step(batch_on("meta"), 0)
+        module.validation_step(batch, 0)
     for part in (module.watch.stop, *module.parameters(), *module.evaluated._sums.values()):
         assert part.is_meta
 

@@ -16,7 +16,6 @@ from torch._dynamo.utils import counters
 from flowbench import callbacks
 from flowbench.checkpoint import check_resumable, load
 from flowbench.config import Experiment, Optim
-from flowbench.data import Batch
 from flowbench.data.module import FlowData
 from flowbench.errors import UsageError
 from flowbench.evaluation.likelihood import bits_per_dim, objective
@@ -160,12 +159,6 @@ def test_only_an_experiment_that_says_so_is_compiled(wanted: bool) -> None:
     assert (module.flow._compiled_call_impl is not None) == wanted
 
 
-def batch_of(pixels: torch.Tensor, first: int = 0) -> Batch:
-    """Images with labels from 0 to 9, numbered from ``first``."""
-    count = torch.arange(len(pixels), device=pixels.device)
-    return Batch(pixels, count % 10, first + count)
-
-
 def seen(share: float, first: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The images and labels that the flow is given in a training step."""
     torch.manual_seed(0)
@@ -173,7 +166,7 @@ def seen(share: float, first: int) -> tuple[torch.Tensor, torch.Tensor]:
     given: list[Any] = []
     module.flow.register_forward_pre_hook(lambda _, arguments: given.append(arguments[:2]))
     pixels = torch.zeros(1000, 1, 28, 28, dtype=torch.uint8)
-    module.training_step(batch_of(pixels, first), 0)
+    module.training_step(tiny.batch(pixels, first), 0)
     return given[0]
 
 
@@ -206,7 +199,7 @@ def test_images_are_mirrored_by_chance_each_with_its_label() -> None:
     for flip in (False, True, True):
         module = FlowModule(tiny.experiment(data__flip=flip), (1, 28, 28), 10)
         module.flow.register_forward_pre_hook(lambda _, arguments: given.append(arguments[:2]))
-        module.training_step(batch_of(pixels), 3)
+        module.training_step(tiny.batch(pixels), 3)
     plain, first, again = (
         images[..., 0].mean((1, 2)) > images[..., -1].mean((1, 2)) for images, _ in given
     )
@@ -228,7 +221,7 @@ def test_recomputed_activations_give_the_same_gradients(transform: str) -> None:
         for parameter in module.parameters():
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
         pixels = torch.randint(256, (8, 1, 28, 28), generator=generator, dtype=torch.uint8)
-        module.training_step(batch_of(pixels), 3).backward()
+        module.training_step(tiny.batch(pixels), 3).backward()
         gradients.append([p.grad for p in module.parameters() if p.grad is not None])
     for plain, again in zip(*gradients, strict=True):
         assert torch.allclose(plain, again, rtol=1e-4, atol=1e-7)
@@ -398,7 +391,7 @@ def test_a_step_asks_nothing_of_the_device(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(torch.Tensor, name, counted(name))
     for number in range(3):
         adam.zero_grad()
-        module.training_step(batch_of(pixels), number).backward()
+        module.training_step(tiny.batch(pixels), number).backward()
         module.configure_gradient_clipping(adam)
         adam.step()
     assert asked == []
@@ -414,7 +407,7 @@ def test_a_hundred_steps_never_wait_for_the_gpu() -> None:
     for number in range(103):
         torch.cuda.set_sync_debug_mode("error" if number >= 3 else "default")
         adam.zero_grad()
-        module.training_step(batch_of(pixels), number).backward()
+        module.training_step(tiny.batch(pixels), number).backward()
         module.configure_gradient_clipping(adam)
         adam.step()
     torch.cuda.set_sync_debug_mode("default")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flowbench.config import Experiment
+from flowbench.data import Batch
 from flowbench.evaluation import protocol
 from flowbench.module import FlowModule
 from flowbench.parsing import build
@@ -57,6 +58,12 @@ def arguments(results: Path, **options: Any) -> list[str]:
     """The same as a command line."""
     given = {**OPTIONS, **{k.replace("__", "."): v for k, v in options.items()}}
     return [*(f"--{key}={value}" for key, value in given.items()), f"--results={results}"]
+
+
+def batch(pixels: Tensor, first: int = 0) -> Batch:
+    """Images with labels from 0 to 9 in turn, numbered from ``first``."""
+    count = torch.arange(len(pixels), device=pixels.device)
+    return Batch(pixels, count % 10, first + count)
 
 
 @cache
